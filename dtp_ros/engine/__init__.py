@@ -1,0 +1,1 @@
+"""The decode loop: prefill, analyse, detect, refine."""

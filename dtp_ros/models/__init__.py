@@ -1,0 +1,1 @@
+"""One adapter a model, and what they share: checkpoints, action tokens, the registry."""

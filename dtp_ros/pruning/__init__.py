@@ -1,0 +1,1 @@
+"""The method: pure functions on tensors. It knows no model and applies nothing."""

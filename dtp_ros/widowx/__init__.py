@@ -1,0 +1,1 @@
+"""From a Bridge action to safe joint targets: semantics, gate, kinematics. Pure numpy and scipy."""
