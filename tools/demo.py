@@ -1,0 +1,127 @@
+"""`make demo`: one episode from camera to command over real ROS 2, with every node a process of its own.
+
+Half way through, `tolerance` is turned from 1.5 to 0.25 by the parameter service, as rqt would do it. Writes
+`out/demo/episode.gif`, `panel.png` and `episode.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from tqdm import tqdm
+
+from demo_report import Step, summary, write_pictures
+from demo_watcher import Watcher
+from processes import NodeProcesses, use_private_domain
+
+OUT = Path("out/demo")
+TOLERANCE_BEFORE, TOLERANCE_AFTER = 1.5, 0.25
+START_DEADLINE = 600.0  # s to the first step: a real checkpoint is loaded in this time
+STEP_DEADLINE = 120.0  # s for one step, also of a large model on a CPU
+# In lock-step the simulated arm waits for the model; its watchdog must not move time on by itself meanwhile.
+LOCK_STEP_TIMEOUT = 60.0
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; `make demo` fills it from its variables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nora")
+    parser.add_argument("--checkpoint", default="tiny", help="a folder, a hub id, or `tiny`")
+    parser.add_argument("--policy", choices=("model", "expert"), default="model")
+    parser.add_argument("--images", default="", help="a folder of pictures or a video instead of the simulator")
+    parser.add_argument("--task", default="carrot_on_plate")
+    parser.add_argument("--episode", type=int, default=0)
+    parser.add_argument("--distractors", type=int, default=3)
+    parser.add_argument("--instruction", default="", help="the task in words; the simulator's own if empty")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser.parse_args(arguments)
+
+
+def start_nodes(nodes: NodeProcesses, options: argparse.Namespace) -> None:
+    """Start simulator, policy and arm; with --images the arm is a dry run and the watcher plays the pictures."""
+    live = not options.images
+    if live:
+        scene = {"task": options.task, "episode": options.episode, "distractors": options.distractors}
+        nodes.start("sim_node", {**scene, "real_time_factor": 0.0})
+    arm: dict[str, object] = {"driver": "sim" if live else "dry_run", "robot": "wx250s", "use_sim_time": live}
+    if live:
+        arm["command_timeout"] = LOCK_STEP_TIMEOUT
+    else:
+        arm["reference"] = "measured"  # nothing moves the measured arm, so nothing may build on what was commanded
+    nodes.start("widowx_node", arm)
+    if options.policy == "expert":
+        nodes.start("expert_node", {"use_sim_time": live})
+        return
+    pruning = {"tolerance": TOLERANCE_BEFORE, "max_pruned": 0, "seed": 0}
+    model = {"model": options.model, "checkpoint": options.checkpoint, "image_timeout": 5.0}
+    nodes.start("policy_node", {**model, **pruning, "use_sim_time": live})
+
+
+def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namespace) -> list[Step]:
+    """Follow the episode to its end; turns `tolerance` half way. Raises RuntimeError where it stops coming."""
+    deadline = time.monotonic() + START_DEADLINE
+    switched = options.policy == "expert"
+    with tqdm(total=options.steps, unit="step", desc="loading", file=sys.stdout, dynamic_ncols=True) as bar:
+        while watcher.steps_done < options.steps:
+            before = watcher.steps_done
+            rclpy.spin_once(watcher, timeout_sec=0.2)
+            nodes.require_alive()
+            if watcher.failure:
+                raise RuntimeError(watcher.failure)
+            if watcher.steps_done > before:
+                bar.set_description("episode")
+                bar.update(watcher.steps_done - before)
+                deadline = time.monotonic() + STEP_DEADLINE
+            if not switched and watcher.steps_done >= options.steps // 2:
+                watcher.set_policy_parameter("tolerance", TOLERANCE_AFTER)
+                switched = True
+            if watcher.finished:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no step for {STEP_DEADLINE:.0f} s; see the logs in {options.out / 'logs'}")
+    watcher.wait_for_pictures(timeout=5.0)
+    return watcher.steps()
+
+
+def write_jsonl(steps: Sequence[Step], path: Path) -> None:
+    """One JSON object a step."""
+    path.write_text("".join(json.dumps(step.record) + "\n" for step in steps))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 when the episode ended and its pictures were written."""
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    use_private_domain()
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    rclpy.init()
+    try:
+        with NodeProcesses(options.out / "logs") as nodes:
+            start_nodes(nodes, options)
+            watcher = Watcher(options)
+            steps = run_episode(watcher, nodes, options)
+            memory = nodes.peak_memory()
+    except RuntimeError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        print("\ndemo: interrupted, every node ended", file=sys.stderr)
+        return 130
+    finally:
+        rclpy.try_shutdown()
+    write_jsonl(steps, options.out / "episode.jsonl")
+    write_pictures(steps, options.out)
+    print(summary(steps, memory, time.monotonic() - began, options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
