@@ -1,0 +1,73 @@
+"""From figures on the device to the traces of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtp_ros.engine.detector import Detector
+from dtp_ros.engine.types import StepTrace, TokenTrace
+from dtp_ros.models.base import TokenLayout
+from dtp_ros.pruning.metrics import maximum_entropy, score, unimportant_attention
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A kept token. Its figures are still on the device, so that nothing waits for them during the step.
+
+    pattern: A [N_v] of the clean pass; mask: D, bool [N_v]; entropies: float32 [2], clean and refined.
+    """
+
+    token_id: int
+    clean_id: int
+    pattern: Tensor
+    mask: Tensor
+    entropies: Tensor
+    grammar_intervened: bool
+
+
+def step_trace(
+    records: Sequence[TokenRecord],
+    detector: Detector,
+    layout: TokenLayout,
+    support_size: int,
+    tolerance: float,
+    step: int,
+) -> StepTrace:
+    """The trace of a step, on the CPU; its `seconds` are still empty.
+
+    support_size: number of tokens that the entropies are taken over, for H_max (Eq. 7).
+    """
+    grid = layout.rows, layout.cols
+    patterns = torch.stack([record.pattern for record in records]).cpu().numpy().reshape(-1, *grid)
+    masks = torch.stack([record.mask for record in records]).cpu().numpy().reshape(-1, *grid)
+    entropies = torch.stack([record.entropies for record in records])
+    scores = score(entropies, maximum_entropy(support_size)).tolist()
+    unimportant = torch.stack([unimportant_attention(record.pattern, detector.region) for record in records]).tolist()
+    tokens = tuple(
+        TokenTrace(
+            token_id=record.token_id,
+            clean_id=record.clean_id,
+            pattern=patterns[i],
+            mask=masks[i],
+            unimportant_attention=unimportant[i],
+            entropy_clean=entropy_clean,
+            entropy_refined=entropy_refined,
+            score_clean=scores[i][0],
+            score_refined=scores[i][1],
+            grammar_intervened=record.grammar_intervened,
+        )
+        for i, (record, (entropy_clean, entropy_refined)) in enumerate(zip(records, entropies.tolist(), strict=True))
+    )
+    return StepTrace(
+        relevance_raw=detector.relevance.cpu().numpy().reshape(grid),
+        relevance=detector.smoothed.cpu().numpy().reshape(grid),
+        region=detector.region.cpu().numpy().reshape(grid),
+        tokens=tokens,
+        tolerance=tolerance,
+        seconds={},
+        step=step,
+    )
