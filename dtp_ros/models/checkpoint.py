@@ -1,0 +1,258 @@
+"""Checkpoints: a local folder or a hub id becomes files, and files become weights, whole or not at all.
+
+Only safetensors and JSON are read; no code and no pickle comes from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from dtp_ros.errors import CheckpointError, DeviceError, require_choice
+
+Progress = Callable[[str, float], None]
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_log = logging.getLogger(__name__)
+
+
+def no_progress(message: str, fraction: float) -> None:
+    """Report nothing."""
+
+
+def stage(progress: Progress, low: float, high: float) -> Progress:
+    """Progress of a part that goes from `low` to `high` of the whole."""
+    return lambda message, fraction: progress(message, low + (high - low) * fraction)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device of `auto`, `cpu` or `cuda`; raises DeviceError where CUDA is asked for and is not there."""
+    require_choice("device", name, DEVICES)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device = 'cuda' but no CUDA device is available (valid here: auto, cpu)")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device, of_checkpoint: str) -> torch.dtype:
+    """Floating point type of the weights: `auto` is the checkpoint's on CUDA and float32 on the CPU.
+
+    Raises ConfigError for an unknown name, and DeviceError for a type that the device does not compute.
+    """
+    require_choice("dtype", name, ("auto", *DTYPES))
+    if name == "auto":
+        name = of_checkpoint if device.type == "cuda" and of_checkpoint in DTYPES else "float32"
+    if name == "float16" and device.type == "cpu":
+        raise DeviceError("dtype = 'float16' on the CPU (valid there: auto, float32, bfloat16)")
+    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"dtype = 'bfloat16' on {torch.cuda.get_device_name()} (valid there: float32, float16)")
+    return DTYPES[name]
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether `checkpoint` reads owner/name and no such folder exists."""
+    return not Path(checkpoint).expanduser().exists() and _HUB_ID.fullmatch(checkpoint) is not None
+
+
+def resolve(
+    checkpoint: str, revision: str, files: Sequence[str], progress: Progress = no_progress, *, weights: bool = True
+) -> Path:
+    """Folder of a checkpoint: a local one, or the snapshot of a hub id at `revision` ("" = main), downloaded once.
+
+    files: the small files that are needed, or patterns of those that may be there; weights: whether the shards are
+    needed too.
+    Raises CheckpointError where there is no such folder or repository, or the hub cannot be reached.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(checkpoint):
+        raise CheckpointError(f"checkpoint {checkpoint!r} is neither a folder, nor a hub id (owner/name), nor 'tiny'")
+    progress(f"fetching {checkpoint}", 0.0)
+    extra = (WEIGHTS_INDEX,) if weights else ()
+    snapshot = _snapshot(checkpoint, revision or "main", (*files, *extra))
+    # The snapshot folder is named after the commit: later files come from that one even if `main` moves.
+    _log.info("%s at %s is commit %s", checkpoint, revision or "main", snapshot.name)
+    shards = (_shards(snapshot) if (snapshot / WEIGHTS_INDEX).is_file() else [WEIGHTS]) if weights else []
+    for i, shard in enumerate(shards):
+        progress(f"fetching {checkpoint}: {shard} ({i + 1} of {len(shards)})", i / len(shards))
+        _snapshot(checkpoint, snapshot.name, (shard,))
+    progress(f"fetched {checkpoint}", 1.0)
+    return snapshot
+
+
+def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    failed = f"checkpoint {repository} at {revision} cannot be had from the hub"
+    cached = _cached(repository, revision, patterns)
+    if cached is not None:
+        return cached
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{failed}: it cannot be reached, and no copy is in the cache") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{failed}: {reason}") from error
+
+
+def _cached(repository: str, revision: str, patterns: Sequence[str]) -> Path | None:
+    """The cached snapshot of a full commit, which never changes: it spares a robot without network the retries."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if _COMMIT.fullmatch(revision) is None:
+        return None
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    complete = all((folder / pattern).is_file() for pattern in patterns if "*" not in pattern)
+    return folder if complete else None
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """Path of a file of the checkpoint; raises CheckpointError naming it where it is missing."""
+    if not (folder / name).is_file():
+        raise CheckpointError(f"checkpoint {folder} lacks the file {name}")
+    return folder / name
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint; raises CheckpointError where it is missing or broken."""
+    path = require_file(folder, name)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
+
+
+def require_model_type(folder: Path, model_type: str) -> dict[str, Any]:
+    """The checkpoint's config.json; raises CheckpointError where it is of another model type."""
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != model_type:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of model_type {config.get('model_type')!r} (valid here: {model_type!r})"
+        )
+    return config
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of the weight files, each in the folder itself."""
+    if not (folder / WEIGHTS_INDEX).is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(f"checkpoint {folder} lacks the file {WEIGHTS_INDEX} (or {WEIGHTS})")
+        return [WEIGHTS]
+    weight_map = read_json(folder, WEIGHTS_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {name!r}, not a safetensors file beside it")
+    return names
+
+
+@contextmanager
+def blank_model(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Models made inside have their parameters on `device` in `dtype`, not initialised: `load_weights` fills them."""
+    from transformers.initialization import no_init_weights
+
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with no_init_weights(), torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def load_weights(
+    model: nn.Module,
+    folder: Path,
+    rename: Callable[[str], str],
+    tied: Mapping[str, str],
+    progress: Progress = no_progress,
+) -> None:
+    """Fill every parameter of `model` from the checkpoint, shard by shard, in the model's dtype.
+
+    rename: name in the checkpoint to name in the model. tied: parameter -> the one it may be tied to where the
+    checkpoint lacks it. Raises CheckpointError for a missing or broken file, for missing, unexpected or misshapen
+    weights, and for weights that are not finite (or overflow the dtype): then the model must not be used.
+    """
+    targets = dict(model.named_parameters()) | dict(_persistent_buffers(model))
+    shards = _shards(folder)
+    paths = [require_file(folder, name) for name in shards]
+    total, loaded = sum(path.stat().st_size for path in paths), set[str]()
+    done = 0
+    for i, path in enumerate(paths):
+        progress(f"loading {path.name} ({i + 1} of {len(paths)})", done / total)
+        loaded |= _load_shard(targets, path, rename)
+        done += path.stat().st_size
+    for name, source in tied.items():
+        if name not in loaded and source in loaded:
+            _tie(model, name, source)
+            loaded.add(name)
+    missing = sorted(targets.keys() - loaded)
+    if missing:
+        raise CheckpointError(f"checkpoint {folder} lacks the weights {_some(missing)}")
+    progress("weights loaded", 1.0)
+
+
+def _load_shard(targets: Mapping[str, torch.Tensor], path: Path, rename: Callable[[str], str]) -> set[str]:
+    """Copy one shard into the model's tensors; returns the names it filled."""
+    loaded: set[str] = set()
+    try:
+        with safe_open(path, framework="pt", device="cpu") as shard, torch.no_grad():
+            names = {key: rename(key) for key in shard.keys()}  # noqa: SIM118 (not a mapping)
+            unexpected = sorted(key for key, name in names.items() if name not in targets)
+            if unexpected:
+                raise CheckpointError(f"{path} holds weights that this model has not: {_some(unexpected)}")
+            for key, name in names.items():
+                _copy(targets[name], shard.get_tensor(key), key, path)
+                loaded.add(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+    return loaded
+
+
+def _copy(target: torch.Tensor, value: torch.Tensor, key: str, path: Path) -> None:
+    if value.shape != target.shape:
+        raise CheckpointError(f"{path}: {key} has shape {list(value.shape)}, the model needs {list(target.shape)}")
+    target.copy_(value)
+    if not bool(torch.isfinite(target).all()):
+        raise CheckpointError(f"{path}: {key} holds values that are not finite in {target.dtype}")
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    kept = model.state_dict(keep_vars=True).keys()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
+def _tie(model: nn.Module, name: str, source: str) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, model.get_parameter(source))
+
+
+def _some(names: Collection[str], limit: int = 3) -> str:
+    shown = ", ".join(list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,84 @@
+"""Camera image to model input: checks, and the resizes of the published models, without their image libraries."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dtp_ros.errors import ObservationError
+
+JPEG_QUALITY = 95
+
+
+def require_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return `image`, or raise ObservationError unless it is uint8 [H, W, 3] with H, W >= 1."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ObservationError(f"image is {image.dtype} {list(image.shape)} (valid: uint8 [H, W, 3], H and W >= 1)")
+    return image
+
+
+def bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """PIL's antialiased bicubic resize to [size, size, 3]; an image of that size is returned as it is."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image after one JPEG (quality 95, 4:2:0), as RLDS data sets store theirs.
+
+    TensorFlow decodes by the fast integer DCT, libjpeg here by the accurate one: single pixels differ by up to 12 of
+    255 between the two decoders of the same file.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    buffer.seek(0)
+    with Image.open(buffer) as decoded:
+        pixels: NDArray[np.uint8] = np.asarray(decoded.convert("RGB"))
+    return pixels
+
+
+def lanczos3(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Antialiased Lanczos resize (radius 3) to [size, size, 3] in float32, rounded half to even.
+
+    The arithmetic of TensorFlow's `tf.image.resize(method="lanczos3", antialias=True)`: separable, no rounding between
+    the two passes (PIL's LANCZOS rounds there, and is up to 1 of 255 away).
+    """
+    height, width = image.shape[:2]
+    rows, columns = _lanczos3_weights(height, size), _lanczos3_weights(width, size)
+    pixels = image.astype(np.float32)
+    narrow = np.tensordot(rows, pixels, axes=(1, 0))  # [size, W, 3]
+    resized = np.tensordot(columns, narrow, axes=(1, 1)).transpose(1, 0, 2)
+    return np.ascontiguousarray(np.clip(np.rint(resized), 0, 255).astype(np.uint8))
+
+
+@lru_cache(maxsize=16)
+def _lanczos3_weights(source: int, target: int) -> NDArray[np.float32]:
+    """Weights float32 [target, source] of each output sample; rows sum to 1, half-pixel centres."""
+    scale = source / target
+    stretch = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    distance = (np.arange(source)[None, :] + 0.5 - centres[:, None]) / stretch
+    kernel = np.where(np.abs(distance) < 3.0, np.sinc(distance) * np.sinc(distance / 3.0), 0.0)
+    weights: NDArray[np.float32] = (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+    return weights
+
+
+def patches(
+    image: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32], patch: int, merge: int, frames: int
+) -> NDArray[np.float32]:
+    """Normalised patches as Qwen2-VL's vision tower takes them, float32 [rows * columns, 3 * frames * patch * patch].
+
+    image: uint8 [H, W, 3], H and W multiples of patch * merge. Order: merged blocks row-major, then the merge x merge
+    patches within each; within a patch channel, frame (the image repeated), row, column.
+    """
+    height, width = image.shape[:2]
+    pixels = (image.astype(np.float32) / np.float32(255) - mean) / std
+    blocks = pixels.reshape(height // (patch * merge), merge, patch, width // (patch * merge), merge, patch, 3)
+    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)
+    repeated = np.broadcast_to(blocks[:, :, :, :, :, None], (*blocks.shape[:5], frames, patch, patch))
+    return np.ascontiguousarray(repeated.reshape(-1, 3 * frames * patch * patch))

@@ -1,0 +1,72 @@
+"""A tiny NORA checkpoint, written once a session and loaded through the real loader."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dtp_ros.models.nora import NoraAdapter
+from dtp_ros.models.registry import load_adapter
+from dtp_ros.models.tiny import tiny_checkpoint
+from dtp_ros.models.tiny_nora import write_tiny_nora
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """A user's cache of its own."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def nora_folder(cache) -> Path:
+    return tiny_checkpoint("nora", write_tiny_nora)
+
+
+@pytest.fixture(scope="session")
+def nora(cache) -> NoraAdapter:
+    adapter = load_adapter("nora", "tiny", device="cpu")
+    assert isinstance(adapter, NoraAdapter)
+    return adapter
+
+
+@pytest.fixture
+def damaged(nora_folder, tmp_path) -> Callable[..., Path]:
+    """A copy of the tiny checkpoint without the files that are named."""
+
+    def copy(*without: str) -> Path:
+        folder = tmp_path / "checkpoint"
+        shutil.copytree(nora_folder, folder)
+        for name in without:
+            (folder / name).unlink()
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A 640x480 picture with smooth areas, edges and some noise, uint8 [480, 640, 3]."""
+    rng = np.random.default_rng(5)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    picture = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)).astype(int)
+    picture[200:320, 250:400] = (30, 180, 60)
+    return np.clip(picture + rng.integers(-8, 9, picture.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
