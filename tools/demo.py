@@ -88,7 +88,7 @@ def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namesp
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no step for {STEP_DEADLINE:.0f} s; see the logs in {options.out / 'logs'}")
     watcher.wait_for_pictures(timeout=5.0)
-    return watcher.steps()
+    return watcher.steps()[: options.steps]
 
 
 def write_jsonl(steps: Sequence[Step], path: Path) -> None:

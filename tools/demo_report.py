@@ -41,11 +41,11 @@ def caption(step: Step) -> Step:
     second = ""
     if "pruned" in r:
         second = (
-            f"pruned {r['pruned']:.0f} tokens, fire rate {r['fire_rate']:.2f}, "
+            f"pruned {r['pruned']:.0f} image tokens, fire rate {r['fire_rate']:.2f}\n"
             f"entropy {r['entropy_clean']:.2f} to {r['entropy_refined']:.2f} nats"
         )
     elif "grasped" in r:
-        second = f"grasped: {r['grasped']}, success: {r.get('success')}"
+        second = f"grasped: {r['grasped']}\nsuccess: {r.get('success')}"
     return replace(step, moment=replace(step.moment, caption=first, figures=second))
 
 

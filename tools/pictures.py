@@ -29,7 +29,7 @@ class Moment:
     camera: Rgb
     overlays: dict[str, Rgb]
     caption: str
-    figures: str
+    figures: str  # lines
 
 
 def fit(image: Rgb, width: int, height: int) -> Rgb:
@@ -51,8 +51,8 @@ def animation_frame(moment: Moment) -> Image.Image:
     page.paste(Image.fromarray(fit(moment.camera, 496, 372)), (gap, head))
     draw.text((gap, 3), "camera", fill=INK, font=_font(12))
     draw.text((gap, head + 377), moment.caption, fill=INK, font=_font(13))
-    draw.text((gap, head + 394), moment.figures, fill=FAINT, font=_font(11))
-    for i, name in enumerate(MAPS):
+    draw.text((gap, head + 394), moment.figures.replace("\n", ", "), fill=FAINT, font=_font(11))
+    for i, name in enumerate(MAPS if moment.overlays else ()):
         left = 512 + (i % 2) * (wide + gap)
         top = head + (i // 2) * (high + head)
         draw.text((left, top - 17), TITLES[name], fill=INK, font=_font(12))
@@ -69,8 +69,8 @@ def write_animation(moments: Sequence[Moment], path: Path, milliseconds: int = 2
 
 def write_panel(moments: Sequence[Moment], title: str, path: Path) -> None:
     """Write a PNG with one column a moment, and as rows the camera and the four maps (the paper's Figure 3)."""
-    wide, high, gap, left, top, foot = 256, 192, 8, 150, 40, 44
-    rows = ("camera", *MAPS)
+    wide, high, gap, left, top, foot = 256, 192, 8, 150, 40, 58
+    rows = ("camera", *(MAPS if moments[0].overlays else ()))
     page = Image.new("RGB", (left + len(moments) * (wide + gap), top + len(rows) * (high + gap) + foot), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((gap, 10), title, fill=INK, font=_font(16))

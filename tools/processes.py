@@ -68,7 +68,8 @@ class NodeProcesses:
 def use_private_domain() -> None:
     """Keep the demo's graph on this machine and apart from other graphs, unless the user chose otherwise."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    os.environ.setdefault("ROS_LOCALHOST_ONLY", "1" if os.environ.get("ROS_DISTRO") == "humble" else "0")
+    if os.environ.get("ROS_DISTRO") == "humble":  # which knows no discovery range
+        os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
     # Domains above 101 meet the ports that Linux hands out to other programs.
     os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 90))
 
