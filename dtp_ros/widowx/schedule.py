@@ -1,0 +1,90 @@
+"""When the actions of a chunk are due. Times in seconds on one clock, which the caller reads."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from dtp_ros.widowx.kinematics import Array
+
+SAME_TIME = 1e-6  # s: stamps this near are one moment (float64 seconds since 1970 resolve 0.24 us)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Actions [H, 7] as ActionChunk has them, the image's stamp (s), and the seconds that each action lasts."""
+
+    actions: Array
+    stamp: float
+    period: float
+
+
+@dataclass(frozen=True)
+class DueAction:
+    """An action [7] whose turn it is. seconds: how long it lasts. ends: end of its slot counted from the image, s.
+
+    image_stamp: s, where it is the first of its chunk to be taken; else None.
+    """
+
+    action: Array
+    seconds: float
+    ends: float
+    image_stamp: float | None
+
+
+class Schedule:
+    """The newest chunk, action by action.
+
+    An action is due when its predecessor ends, the first on arrival, but not before the arm was measured at the time
+    of the chunk's image or later (so that the outcome does not depend on which of two topics is read first); after
+    `patience` s it waits for that no longer.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: tuple[Chunk, float] | None = None
+        self._queue: deque[DueAction] = deque()
+        self._due = 0.0
+
+    def is_over(self, now: float) -> bool:
+        """Whether the last action has ended and none waits."""
+        return not self._queue and self._waiting is None and now >= self._due - SAME_TIME
+
+    def clear(self) -> None:
+        """Forget what is left."""
+        self._queue.clear()
+        self._waiting = None
+
+    def put(self, chunk: Chunk, now: float) -> None:
+        """Take a chunk that arrived at `now`; it replaces what is left of the one before."""
+        self._queue.clear()
+        self._waiting = chunk, now
+
+    def begin(self, now: float, measured: float, patience: float) -> None:
+        """Make the waiting chunk's first action due, if its time has come."""
+        if self._waiting is None:
+            return
+        chunk, arrival = self._waiting
+        if measured < chunk.stamp - SAME_TIME and now - arrival <= patience:
+            return
+        self._waiting, self._due = None, now
+        self._queue = deque(
+            DueAction(action, chunk.period, chunk.stamp + (i + 1) * chunk.period, None if i else chunk.stamp)
+            for i, action in enumerate(chunk.actions)
+        )
+
+    def take(self, now: float, *, drop_late: bool) -> tuple[DueAction | None, int]:
+        """The action due at `now`, or None; and how many were left out.
+
+        drop_late: leave out those whose slot, counted from the image's stamp, is over.
+        """
+        late, image_stamp = 0, None
+        while self._queue and now >= self._due - SAME_TIME:
+            action = self._queue.popleft()
+            image_stamp = action.image_stamp if image_stamp is None else image_stamp
+            if drop_late and action.ends <= now + SAME_TIME:
+                late += 1
+                continue
+            # Jitter below half a period is made up for; a longer delay shifts what follows.
+            self._due = max(self._due, now - 0.5 * action.seconds) + action.seconds
+            return replace(action, image_stamp=image_stamp), late
+        return None, late

@@ -1,0 +1,369 @@
+"""Timing, holding, arming and going home, worked out by hand with an arm that does as it is told."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dtp_ros.errors import ConfigError
+from dtp_ros.widowx.controller import ArmController, ControllerConfig
+from dtp_ros.widowx.gate import GateConfig
+from dtp_ros.widowx.kinematics import ROBOTS, forward, robot
+from dtp_ros.widowx.schedule import Chunk
+
+ARM = robot("wx250s")
+START = np.array([0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0])
+FORWARD = [0.02, 0, 0, 0, 0, 0, 1.0]
+LEFT = [0, 0.02, 0, 0, 0, 0, 0.0]
+
+
+class Bench:
+    """A controller, and an ideal arm: it is measured where it was last told to be, every 20 ms."""
+
+    def __init__(self, *, armed=True, robot=ARM, start=START, config=None, now=100.0):
+        self.arm = ArmController(robot, config, armed=armed)
+        self.now, self.joints, self.sent = now, np.array(start), []
+        self.measure()
+
+    def measure(self, **fingers):
+        names = [*self.arm.robot.joint_names, *fingers]
+        self.arm.joint_states(names, [*self.joints, *fingers.values()], self.now)
+
+    def chunk(self, *actions, stamp=None, period=0.2):
+        return self.arm.chunk(Chunk(np.array(actions, float), self.now if stamp is None else stamp, period), self.now)
+
+    def tick(self):
+        sent = []
+        while (command := self.arm.tick(self.now)) is not None:
+            self.joints = command.joints
+            sent.append(command)
+        self.sent += [(round(self.now, 3), command) for command in sent]
+        return sent
+
+    def run(self, seconds, step=0.02):
+        before = len(self.sent)
+        for _ in range(round(seconds / step)):
+            self.now += step
+            self.measure()
+            self.tick()
+        return self.sent[before:]
+
+
+def position(command):
+    return command.transform_commanded[:3, 3]
+
+
+def test_the_first_action_is_due_on_arrival_the_others_when_their_predecessor_ends():
+    bench = Bench()
+    assert bench.chunk(FORWARD, FORWARD, LEFT)
+    first = bench.tick()
+    later = bench.run(1.0)
+    assert [t for t, _ in bench.sent] == [100.0, 100.2, 100.4]
+    np.testing.assert_allclose(position(first[0]) - forward(ARM, START)[:3, 3], [0.02, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(position(later[-1][1]) - forward(ARM, START)[:3, 3], [0.04, 0.02, 0], atol=1e-6)
+    assert [c.gripper for _, c in bench.sent] == [0.074, 0.074, 0.030]
+    assert [c.image_stamp for _, c in bench.sent] == [100.0, None, None]
+    np.testing.assert_allclose(first[0].twist, [0.1, 0, 0, 0, 0, 0], atol=1e-4)  # 2 cm in 0.2 s
+    assert not any(c.holding or c.causes for _, c in bench.sent)
+
+
+def test_a_newer_chunk_replaces_the_rest():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD, FORWARD)
+    bench.tick()
+    bench.run(0.2)
+    bench.chunk(LEFT)
+    bench.tick()
+    bench.run(0.6)
+    moved = bench.sent[-1][1].transform_commanded[:3, 3] - forward(ARM, START)[:3, 3]
+    assert len(bench.sent) == 3
+    np.testing.assert_allclose(moved[1], 0.0, atol=0.02)
+    assert bench.sent[-1][1].gripper == 0.030
+
+
+def test_a_chunk_waits_for_joint_states_as_new_as_its_image():
+    bench = Bench()
+    bench.now = 100.02
+    assert bench.chunk(FORWARD, stamp=100.02)
+    assert bench.tick() == []  # measured at 100.00
+    bench.measure()
+    assert len(bench.tick()) == 1
+
+
+def test_the_wait_for_joint_states_is_not_for_ever():
+    bench = Bench()
+    bench.chunk(FORWARD, stamp=100.4)
+    assert bench.run(0.18) == []
+    assert [t for t, _ in bench.run(0.2)][:1] == [100.22]
+
+
+def test_lock_step_sends_one_command_an_action_and_needs_no_other_clock():
+    """Time moves by a period with each command, as in a simulator with real_time_factor 0."""
+    bench = Bench(now=0.0)
+    policy = iter([[FORWARD, LEFT], [FORWARD, [np.nan] * 7], [LEFT], [[0, 0, 0, 0, 0, 0, 1.0]]])
+    images, commands = 0, 0
+    for chunk in policy:
+        bench.chunk(*chunk)
+        images += 1
+        while sent := bench.tick():
+            assert len(sent) == 1
+            commands += 1
+            bench.now += 0.2
+            bench.measure()
+    assert images == 4
+    assert commands == 2 + 1 + 1 + 1  # a chunk with a NaN is refused as a whole: one hold
+    assert bench.now == pytest.approx(1.0)
+    assert bench.arm.counts == {"finite": 1}
+
+
+def test_late_actions_execute_or_drop():
+    for late, expected in (("execute", [100.5, 100.7, 100.9, 101.1]), ("drop", [100.5, 100.7])):
+        bench = Bench(config=ControllerConfig(late_actions=late))
+        bench.now = 100.5
+        bench.measure()
+        bench.chunk(FORWARD, FORWARD, LEFT, LEFT, stamp=100.0)  # slots end at .2, .4, .6, .8
+        bench.tick()
+        bench.run(1.0)
+        moves = [t for t, c in bench.sent if not c.holding]
+        assert moves == expected
+        assert bench.arm.counts["late"] == (0 if late == "execute" else 2)
+        assert bench.sent[0][1].image_stamp == 100.0
+
+
+def test_a_gap_ends_in_a_hold_of_the_measured_joints_and_recovers():
+    bench = Bench()
+    bench.chunk(FORWARD)
+    bench.tick()
+    bench.run(0.1)
+    sag = bench.joints + 0.01
+    bench.joints = sag
+    held = bench.run(2.0)
+    assert [(t, c.holding, c.causes) for t, c in held] == [(101.52, True, ("command_timeout",))]
+    np.testing.assert_array_equal(held[0][1].joints, sag)
+    np.testing.assert_array_equal(held[0][1].twist, np.zeros(6))
+    bench.chunk(LEFT)
+    (moved,) = bench.tick()
+    assert not moved.holding
+    np.testing.assert_allclose(position(moved) - forward(ARM, sag)[:3, 3], [0, 0.02, 0], atol=1e-6)
+
+
+def test_a_gap_is_not_counted_while_a_long_chunk_runs():
+    bench = Bench()
+    small = [0.002, 0, 0, 0, 0, 0, 1.0]
+    bench.chunk(*[small] * 12)  # 2.4 s
+    bench.tick()
+    bench.run(2.38)
+    assert len(bench.sent) == 12
+    assert not any(c.holding for _, c in bench.sent)
+    assert [c.causes for _, c in bench.run(0.2)] == [("command_timeout",)]
+
+
+def test_stale_joint_states_hold_and_resume_by_themselves():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD, FORWARD)
+    bench.tick()
+    bench.now = 100.21
+    (held,) = bench.tick()
+    assert (held.holding, held.causes) == (True, ("joint_states",))
+    bench.now = 100.4
+    bench.measure()
+    (moved,) = bench.tick()
+    assert not moved.holding
+    assert bench.arm.armed
+
+
+def test_an_old_image_and_a_stamp_in_the_future_are_refused():
+    bench = Bench()
+    assert not bench.chunk(FORWARD, stamp=98.4)
+    assert [c.causes for c in bench.tick()] == [("image",)]
+    assert not bench.chunk(FORWARD, stamp=101.0)
+    assert [c.causes for c in bench.tick()] == [("future_stamp",)]
+    assert bench.chunk(FORWARD)
+    assert [c.holding for c in bench.tick()] == [False]
+
+
+def test_an_unreachable_target_does_not_advance():
+    wide = GateConfig(workspace_low=(-1, -1, -1), workspace_high=(1, 1, 1), max_joint_velocity=3.0)
+    stretched = np.array([0.0, 0.9, -0.5, 0.0, -0.3, 0.0])
+    bench = Bench(config=ControllerConfig(wide), start=stretched)
+    causes = []
+    for _ in range(12):
+        bench.chunk([0.05, 0, 0, 0, 0, 0, 1.0])
+        (command,) = bench.tick()
+        bench.now += 0.2
+        bench.measure()
+        causes.append(command.causes)
+    held = [c for _, c in bench.sent if "kinematics" in c.causes]
+    assert len(held) >= 3
+    assert all(c.holding for c in held)
+    for command in held:
+        np.testing.assert_array_equal(command.joints, held[0].joints)
+        assert command.transform_target is not None
+    bench.chunk([-0.02, 0, 0, 0, 0, 0, 1.0])  # no windup to unwind: the first step back moves at once
+    (back,) = bench.tick()
+    assert position(back)[0] == pytest.approx(position(held[0])[0] - 0.02, abs=1e-5)
+
+
+def test_stop_holds_at_once_disarms_and_one_arm_re_arms():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD, FORWARD)
+    bench.tick()
+    bench.now += 0.1
+    bench.measure()
+    bench.arm.disarm("stop")
+    (held,) = bench.tick()
+    assert (held.holding, held.causes, held.armed) == (True, ("stop",), True)  # this hold reaches the motors
+    assert bench.run(1.0) == []
+    bench.chunk(FORWARD)
+    (refused,) = bench.tick()
+    assert (refused.holding, refused.causes, refused.armed) == (True, ("not_armed",), False)
+    assert bench.arm.arm() == ""
+    bench.now += 0.2
+    bench.measure()
+    bench.chunk(FORWARD)
+    assert [c.holding for c in bench.tick()] == [False]
+
+
+def test_a_limit_violation_by_the_measured_arm_latches():
+    bench = Bench()
+    bench.joints[1] = np.deg2rad(114) + 0.06
+    bench.now += 2.0
+    bench.measure()
+    assert not bench.arm.armed
+    assert [c.causes for c in bench.tick()] == [("limit_violation",)]
+    assert "shoulder" in bench.arm.arm()
+    bench.joints = START.copy()
+    bench.now += 2.0
+    bench.measure()
+    assert not bench.arm.armed
+    assert bench.arm.arm() == ""
+
+
+def test_a_backward_jump_of_time_drops_that_message_and_the_next_is_taken():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD)
+    bench.tick()
+    bench.now = 3.0
+    bench.measure()  # dropped
+    assert bench.arm.counts["time_backwards"] == 1
+    assert bench.tick() == []
+    bench.measure()
+    assert bench.run(0.5) == []  # the rest of the old chunk is forgotten
+    bench.chunk(FORWARD)
+    assert [c.holding for c in bench.tick()] == [False]
+    assert bench.arm.armed
+
+
+def test_an_image_stamp_that_goes_back_drops_that_chunk():
+    bench = Bench()
+    bench.chunk(FORWARD)
+    bench.tick()
+    bench.run(0.2)
+    assert not bench.chunk(FORWARD, stamp=99.9)
+    assert bench.arm.counts["time_backwards"] == 1
+    bench.run(0.02)
+    assert bench.sent[-1][1].causes == ("time_backwards",)
+    assert bench.chunk(FORWARD, stamp=99.95)
+
+
+def test_bad_joint_states_are_counted_and_the_old_ones_grow_stale():
+    bench = Bench()
+    bench.arm.joint_states(["a"], [0.0], 100.1)
+    bench.arm.joint_states(ARM.joint_names, [np.nan] * 6, 100.1)
+    bench.arm.joint_states(ARM.joint_names, [0.0] * 5, 100.1)
+    assert bench.arm.counts == {"joint_names": 2, "joint_finite": 1}
+    bench.now = 100.3
+    bench.chunk(FORWARD, stamp=100.0)
+    assert [c.causes for c in bench.tick()] == [("joint_states",)]
+
+
+def test_joint_states_come_in_any_order():
+    bench = Bench()
+    order = [3, 1, 5, 0, 2, 4]
+    bench.now = 100.1
+    names = ["left_finger", *(ARM.joint_names[i] for i in order), "extra"]
+    bench.arm.joint_states(names, [0.02, *(START[i] for i in order), 9.0], 100.1)
+    bench.chunk([0, 0, 0, 0, 0, 0, np.nan])
+    (held,) = bench.tick()
+    np.testing.assert_array_equal(held.joints, START)
+    assert held.gripper == pytest.approx(0.04)  # measured: nothing was commanded yet
+
+
+def test_an_arm_that_does_not_follow_is_not_left_behind():
+    bench = Bench()
+    stuck = START.copy()
+    causes = set()
+    for _ in range(40):
+        bench.chunk([0, 0, 0, 0, 0, 0.19, 1.0])
+        bench.tick()
+        bench.joints = stuck
+        bench.now += 0.2
+        bench.measure()
+        command = bench.sent[-1][1]
+        causes |= set(command.causes)
+        assert np.abs(command.joints - stuck).max() <= 0.5
+    assert "jump" in causes
+
+
+def test_an_arm_put_elsewhere_moves_on_from_there():
+    bench = Bench()
+    bench.chunk(FORWARD)
+    bench.tick()
+    bench.run(0.3)
+    assert bench.arm.counts == {}
+    there = bench.joints + np.array([0.1, 0, 0, 0, 0, 0])
+    bench.joints = there
+    bench.run(0.1)
+    assert bench.arm.counts == {"strayed": 1}
+    bench.chunk(LEFT)
+    (command,) = bench.tick()
+    np.testing.assert_allclose(position(command) - forward(ARM, there)[:3, 3], [0, 0.02, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ROBOTS))
+def test_going_home_is_a_walk_of_gated_steps_inside_the_box(name):
+    arm = robot(name)
+    start = np.clip(arm.neutral + np.resize([0.5, 0.35, -0.2], arm.num_joints), arm.lower + 0.03, arm.upper - 0.03)
+    bench = Bench(robot=arm, start=start)
+    inside = bench.arm.gate.outside(start)
+    assert bench.arm.go_home(bench.now) == ""
+    bench.tick()
+    bench.run(15.0)
+    commands = [c for _, c in bench.sent if not c.holding]
+    path = [start, *(c.joints for c in commands)]
+    assert len(commands) > 2
+    np.testing.assert_allclose(path[-1], arm.neutral, atol=2e-3)
+    for before, after in pairwise(path):
+        assert np.abs(after - before).max() <= 0.2 + 1e-9
+        assert bench.arm.gate.outside(after) <= max(inside, 1e-3)
+    assert not bench.arm.homing
+
+
+def test_chunks_do_not_interrupt_the_way_home_and_stop_does():
+    bench = Bench()
+    bench.arm.go_home(bench.now)
+    bench.tick()
+    bench.run(0.2)
+    assert not bench.chunk(FORWARD)
+    assert bench.arm.counts["going_home"] == 1
+    assert bench.arm.homing
+    bench.arm.disarm("stop")
+    assert [c.causes for c in bench.tick()] == [("stop",)]
+    assert not bench.arm.homing
+    assert "not armed" in bench.arm.go_home(bench.now)
+
+
+def test_a_flood_of_chunks_moves_no_faster_than_one():
+    bench = Bench()
+    for _ in range(200):  # 1000 Hz
+        bench.now += 0.001
+        bench.measure()
+        bench.chunk([0, 0, 0, 0, 0, 0.25, 1.0])
+        bench.tick()
+    assert np.abs(bench.joints - START).max() <= 0.2 * 1.0 + 0.2 + 1e-6  # a period's credit, then 1 rad/s
+
+
+def test_settings_are_checked():
+    for setting in ({"reference": "target"}, {"late_actions": "skip"}, {"gripper_threshold": 1.5}):
+        with pytest.raises(ConfigError, match=next(iter(setting))):
+            ControllerConfig(**setting)
