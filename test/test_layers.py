@@ -13,7 +13,7 @@ ORDER = ["pruning", "widowx", "models", "engine", "sim", "study", "ros"]
 MAY_IMPORT = {
     "pruning": set(),
     "widowx": set(),
-    "models": set(),
+    "models": {"pruning"},  # the constants in config/models are checked by PruningConfig
     "engine": {"pruning", "models"},
     "sim": {"widowx"},
     "study": {"pruning", "models", "engine", "widowx", "sim"},

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from dtp_ros.resources import share_file
+
 GRACE = 10.0  # s that a node has to end after Ctrl-C
 
 
@@ -70,6 +72,8 @@ def use_private_domain() -> None:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if os.environ.get("ROS_DISTRO") == "humble":  # which knows no discovery range
         os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
+    # Fast DDS's own segment is smaller than one camera image, and a best-effort image that does not fit is lost.
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(share_file("config/fastdds.xml")))
     # Domains above 101 meet the ports that Linux hands out to other programs.
     os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 90))
 

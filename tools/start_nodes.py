@@ -60,7 +60,7 @@ def main() -> int:
     """Check every node; 0 when all started and stopped."""
     prefix = Path(sys.argv[1])
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    os.environ["ROS_DOMAIN_ID"] = str(100 + os.getpid() % 100)
+    os.environ["ROS_DOMAIN_ID"] = str(10 + os.getpid() % 90)
     rclpy.init()
     watcher = rclpy.create_node("start_nodes")
     try:

@@ -1,0 +1,27 @@
+"""All of it but the sending: targets and commands are published for the eye, no arm hears them."""
+
+from __future__ import annotations
+
+from rclpy.node import Node
+
+from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.kinematics import Robot
+
+
+class DryRunDriver:
+    """Sends nothing."""
+
+    arms_at_start = True
+
+    def __init__(self, node: Node, robot: Robot) -> None:
+        node.get_logger().info(f"dry run: commands for {robot.name} are computed and shown, not sent")
+
+    def is_ready(self) -> bool:
+        """Always."""
+        return True
+
+    def send(self, command: Command) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

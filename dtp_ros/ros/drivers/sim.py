@@ -1,0 +1,39 @@
+"""The simulator: joints and gripper on `sim/joint_command`, one message a command, held or not."""
+
+from __future__ import annotations
+
+from rclpy.duration import Duration
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+
+from dtp_ros.ros.conversions import joint_state_to_ros
+from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.kinematics import Robot
+
+GRIPPER = "gripper"
+
+
+class SimDriver:
+    """JointState of the arm's joints (rad) and `gripper` (m between the fingers).
+
+    Holds are sent too, armed or not: in lock-step the simulator's time moves only with commands.
+    """
+
+    arms_at_start = True
+
+    def __init__(self, node: Node, robot: Robot) -> None:
+        self._robot = robot
+        self._publisher = node.create_publisher(JointState, "sim/joint_command", 10)
+
+    def is_ready(self) -> bool:
+        """Whether a simulator is subscribed: in lock-step a command that nobody hears would stop time for ever."""
+        return bool(self._publisher.get_subscription_count() > 0)
+
+    def send(self, command: Command) -> None:
+        """Send the joint targets and the gripper."""
+        positions = dict(zip(self._robot.joint_names, command.joints.tolist(), strict=True))
+        self._publisher.publish(joint_state_to_ros({**positions, GRIPPER: command.gripper}, command.time))
+
+    def close(self) -> None:
+        """Wait until the simulator has the last hold."""
+        self._publisher.wait_for_all_acked(Duration(seconds=0.5))
