@@ -24,7 +24,7 @@ from processes import NodeProcesses, use_private_domain
 OUT = Path("out/demo")
 TOLERANCE_BEFORE, TOLERANCE_AFTER = 1.5, 0.25
 START_DEADLINE = 600.0  # s to the first step: a real checkpoint is loaded in this time
-STEP_DEADLINE = 120.0  # s for one step, also of a large model on a CPU
+STEP_DEADLINE = 300.0  # s for one step, also of a large model on a CPU
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -43,18 +43,21 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def start_nodes(nodes: NodeProcesses, options: argparse.Namespace) -> None:
-    """Start simulator, policy and arm; with --images the arm is a dry run and the watcher plays the pictures."""
+def start_world(nodes: NodeProcesses, options: argparse.Namespace) -> None:
+    """Start simulator and arm; with --images the arm is a dry run and the watcher plays the pictures."""
     live = not options.images
     if live:
         scene = {"task": options.task, "episode": options.episode, "distractors": options.distractors}
         nodes.start("sim_node", {**scene, "real_time_factor": 0.0})
     arm: dict[str, object] = {"driver": "sim" if live else "dry_run", "robot": "wx250s", "use_sim_time": live}
-    if live:
-        arm["lock_step_timeout"] = STEP_DEADLINE / 2  # a step on a slow machine is no reason to hold
-    else:
+    if not live:
         arm["reference"] = "measured"  # nothing moves the measured arm, so nothing may build on what was commanded
     nodes.start("widowx_node", arm)
+
+
+def start_policy(nodes: NodeProcesses, options: argparse.Namespace) -> None:
+    """Start the model, or the expert in its place."""
+    live = not options.images
     if options.policy == "expert":
         nodes.start("expert_node", {"use_sim_time": live})
         return
@@ -63,12 +66,23 @@ def start_nodes(nodes: NodeProcesses, options: argparse.Namespace) -> None:
     nodes.start("policy_node", {**model, **pruning, "use_sim_time": live})
 
 
+def wait_for_world(watcher: Watcher, nodes: NodeProcesses) -> None:
+    """Return at the first picture: a policy that started earlier could be steps ahead of who watches it."""
+    deadline = time.monotonic() + STEP_DEADLINE
+    while not watcher.sees:
+        rclpy.spin_once(watcher, timeout_sec=0.2)
+        nodes.require_alive()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no camera image within {STEP_DEADLINE:.0f} s")
+
+
 def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namespace) -> list[Step]:
     """Follow the episode to its end; turns `tolerance` half way. Raises RuntimeError where it stops coming."""
     deadline = time.monotonic() + START_DEADLINE
     switched = options.policy == "expert"
-    with tqdm(total=options.steps, unit="step", desc="loading", file=sys.stdout, dynamic_ncols=True) as bar:
-        while watcher.steps_done < options.steps:
+    total = watcher.pictures or options.steps
+    with tqdm(total=total, unit="step", desc="loading", file=sys.stdout, dynamic_ncols=True) as bar:
+        while watcher.steps_done < total:
             before = watcher.steps_done
             rclpy.spin_once(watcher, timeout_sec=0.2)
             nodes.require_alive()
@@ -77,8 +91,10 @@ def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namesp
             if watcher.steps_done > before:
                 bar.set_description("episode")
                 bar.update(watcher.steps_done - before)
+                if watcher.held:
+                    bar.set_postfix_str(f"{watcher.held} held, see episode.jsonl")
                 deadline = time.monotonic() + STEP_DEADLINE
-            if not switched and watcher.steps_done >= options.steps // 2:
+            if not switched and watcher.steps_done >= total // 2:
                 watcher.set_policy_parameter("tolerance", TOLERANCE_AFTER)
                 switched = True
             if watcher.finished:
@@ -86,7 +102,7 @@ def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namesp
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no step for {STEP_DEADLINE:.0f} s; see the logs in {options.out / 'logs'}")
     watcher.wait_for_pictures(timeout=5.0)
-    return watcher.steps()[: options.steps]
+    return watcher.steps()[:total]
 
 
 def write_jsonl(steps: Sequence[Step], path: Path) -> None:
@@ -102,9 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     rclpy.init()
     try:
+        watcher = Watcher(options)
         with NodeProcesses(options.out / "logs") as nodes:
-            start_nodes(nodes, options)
-            watcher = Watcher(options)
+            start_world(nodes, options)
+            wait_for_world(watcher, nodes)
+            start_policy(nodes, options)
             steps = run_episode(watcher, nodes, options)
             memory = nodes.peak_memory()
     except RuntimeError as error:

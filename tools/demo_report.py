@@ -65,10 +65,11 @@ def summary(steps: Sequence[Step], memory: int, seconds: float, folder: Path) ->
     """The lines that the visitor reads at the end."""
     walls = figures(steps, "wall")
     rate = (len(walls) - 1) / (walls[-1] - walls[0]) if len(walls) > 1 and walls[-1] > walls[0] else float("nan")
-    lines = ["", f"{len(steps)} steps at {rate:.1f} steps/s (lock-step: the simulator waits for the model)"]
+    last = steps[-1].record if steps else {}
+    pace = " (lock-step: the simulator waits for the policy)" if "task" in last else ""
+    lines = ["", f"{len(steps)} steps at {rate:.1f} steps/s{pace}"]
     lines += _pruning_lines(steps)
     lines += _time_lines(steps)
-    last = steps[-1].record if steps else {}
     if "success" in last:
         grasped = any(bool(s.record.get("grasped")) for s in steps)
         lines.append(f"task {last.get('task')}, episode {last.get('episode')}: "

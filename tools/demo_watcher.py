@@ -38,7 +38,7 @@ Stamp = tuple[int, int]
 
 
 class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
-    """Counts a step at each trace of the policy (or at each chunk of the expert)."""
+    """Counts a step at each trace of the policy; with the expert at each new moment of the simulator."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__("demo_watcher")
@@ -63,8 +63,8 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
                 self.create_subscription(
                     Image, f"dtp_policy/debug/{name}", lambda m, n=name: self._on_map(n, m), RELIABLE
                 )
-        if options.images:
-            self._player = PicturePlayer(self, Path(options.images))
+        self._player = PicturePlayer(self, Path(options.images)) if options.images else None
+        if self._player:
             self._say(options.instruction or "put the carrot on the plate")
 
     @property
@@ -73,10 +73,23 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
         return len(self._records)
 
     @property
+    def held(self) -> int:
+        """In how many steps the policy made the arm hold."""
+        return sum(bool(record.get("hold_reason")) for record in self._records.values())
+
+    @property
+    def sees(self) -> bool:
+        """A camera image came, or pictures are ready to be played."""
+        return bool(self._frames) or self.pictures > 0
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are to play; 0 with the simulator."""
+        return len(self._player) if self._player else 0
+
+    @property
     def finished(self) -> bool:
-        """The expert's task is solved and settled, or the pictures are all played."""
-        if self._options.images:
-            return self._player.done
+        """The expert's task is solved and settled."""
         return not self._with_maps and self._success_at is not None and self.steps_done >= self._success_at + SETTLED
 
     def set_policy_parameter(self, name: str, value: float) -> None:
@@ -124,6 +137,9 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
     def keep_frame(self, stamp: Stamp, image: Rgb) -> None:
         """Remember the camera image of a moment; old ones without a step are forgotten."""
         self._frames.setdefault(stamp, fit(image, *CAMERA_SIZE))
+        if not self._with_maps and stamp not in self._records:
+            # What is known of the scene is published before its image.
+            self._records[stamp] = {"step": self.steps_done, "wall": time.monotonic(), **self._scene()}
         for old in list(self._frames)[: max(0, len(self._frames) - KEPT_FRAMES)]:
             if old not in self._records:
                 del self._frames[old]
@@ -138,8 +154,6 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
     def _on_chunk(self, message: JointTrajectory) -> None:
         stamp = _stamp(message)
         self._actions[stamp] = [list(point.positions) for point in message.points]
-        if not self._with_maps and stamp not in self._records:
-            self._records[stamp] = {"step": self.steps_done, "wall": time.monotonic(), **self._scene()}
 
     def _scene(self) -> dict[str, object]:
         keys = ("task", "instruction", "episode", "grasped", "on target", "on_target", "success")
@@ -177,13 +191,11 @@ class PicturePlayer:
         self._sent_at = 0.0
         self._arm = robot("wx250s")
         self._image = watcher.create_publisher(Image, "image", NEWEST)
-        self._joints = watcher.create_publisher(JointState, "joint_states", NEWEST)
+        self._joints = watcher.create_publisher(JointState, "joint_states", RELIABLE)
         watcher.create_timer(0.05, self._tick)
 
-    @property
-    def done(self) -> bool:
-        """Every picture was played and answered."""
-        return self._next == len(self._pictures) and self._watcher.steps_done >= self._next
+    def __len__(self) -> int:
+        return len(self._pictures)
 
     def _tick(self) -> None:
         now = self._watcher.get_clock().now().to_msg()

@@ -57,7 +57,8 @@ class WidowxNode(Node):
         self._driver = create_driver(str(self._values["driver"]), self, arm)
         self._controller = ArmController(arm, config, armed=self._driver.arms_at_start)
         self._behind_since: float | None = None  # joint states are behind /clock, steady clock, s
-        self._moved = float("inf")  # simulated time last moved, or a chunk came, steady clock, s
+        self._moved: float | None = None  # in lock-step time last moved, or a chunk came, steady clock, s
+        self._slowest = 0.0  # longest wait for a chunk in lock-step, wall clock, s
         self._target: Array | None = None
         self._path: deque[Array] = deque(maxlen=PATH_LENGTH)
         self._chunks = self._commands = 0
@@ -89,11 +90,17 @@ class WidowxNode(Node):
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _lock_step_timeout(self) -> float:
-        value = self._values["lock_step_timeout"]
-        assert isinstance(value, float)  # declared as a double
-        return value
+    def _patience(self) -> float:
+        """Wall time that simulated time may stand still, s: well beyond what this policy took at its slowest."""
+        first = self._values["lock_step_timeout"]
+        assert isinstance(first, float)  # declared as a double
+        return max(min(first, 5.0), 10.0 * self._slowest) if self._chunks else first
+
+    def _stands_still(self) -> bool:
+        """In lock-step: whether nothing came for so long that the policy must be holding."""
+        if self._sim_time and self._moved is None and self._source.count() > 0:
+            self._moved = time.monotonic()
+        return self._moved is not None and time.monotonic() - self._moved > self._patience()
 
     def _clock_time(self) -> float:
         return float(self.get_clock().now().nanoseconds) * 1e-9
@@ -110,8 +117,8 @@ class WidowxNode(Node):
             self._send(command)
 
     def _on_watch(self) -> None:
-        if self._sim_time and time.monotonic() - self._moved > self._lock_step_timeout:
-            # Lock-step, and a policy that holds: it waits for the next image, which waits for a command.
+        if self._stands_still():
+            # A policy that holds waits for the next image, which waits for a command.
             self._moved = time.monotonic()
             self._controller.refuse("command_timeout")
         self._run()
@@ -134,13 +141,16 @@ class WidowxNode(Node):
         self._behind_since = None
         before = self._controller.measured_at
         self._controller.joint_states(message.name, message.position, stamp)
-        if self._chunks and self._controller.measured_at != before:
+        if self._moved is not None and self._controller.measured_at != before:
             self._moved = time.monotonic()
         self._run()
 
     def _on_chunk(self, message: JointTrajectory) -> None:
+        now = time.monotonic()
+        if self._sim_time:
+            self._slowest = max(self._slowest, now - (now if self._moved is None or not self._chunks else self._moved))
+            self._moved = now
         self._chunks += 1
-        self._moved = time.monotonic()
         try:
             chunk = conversions.action_chunk_from_ros(message, self._base_frame)
         except RefusedError as refusal:

@@ -62,7 +62,7 @@ SPECS: Mapping[str, Spec] = {
     "command_timeout": _gate("command_timeout", "without a new chunk for so long the arm holds; oldest image, s"),
     "joint_state_timeout": _gate("joint_state_timeout", "with older joint states the arm holds, s"),
     "lock_step_timeout": Spec(
-        30.0, "with simulated time standing still for so long by the wall clock, one period is held, s", (0.1, 3600.0)
+        30.0, "lock-step: wall time without a first chunk until a period is held, s", (0.1, 3600.0)
     ),
     "gripper_threshold": Spec(_C.gripper_threshold, "openings above it open the gripper", (0.0, 1.0)),
     "late_actions": Spec(_C.late_actions, "actions whose time, from the image's stamp, is over", choices=LATE_ACTIONS),

@@ -103,20 +103,18 @@ def test_lock_step_an_unreachable_target_holds_and_time_goes_on():
 
 def test_lock_step_goes_on_in_held_periods_after_a_policy_that_fell_silent():
     with running(DOMAIN, lock_step=True, lock_step_timeout=0.5) as bench:
-        # Before the first chunk the policy may still be loading: the episode waits for it.
-        bench.status()
-        assert bench.commands == []
-        (moved,) = exchange(bench, FORWARD)
-        wait_until(lambda: len(bench.commands) >= 3, "two held periods")
-        for command in bench.commands[1:]:
-            np.testing.assert_allclose(command.position[:6], moved.position[:6], atol=1e-6)
-        assert bench.sim_time >= 1.0 + 3 * 0.2 - 1e-9
-        assert int(bench.status()[1]["holds/command_timeout"]) >= 2
-        # and the next chunk moves again
-        count = len(bench.commands)
+        wait_until(lambda: bench.commands, "a held period before any chunk")
+        np.testing.assert_allclose(bench.commands[0].position[:6], START, atol=1e-6)
         bench.send(FORWARD)
-        wait_until(lambda: position(bench.joints)[0] > position(moved.position)[0] + 0.01, "a motion")
-        assert len(bench.commands) > count
+        wait_until(lambda: position(bench.joints)[0] > position(START)[0] + 0.01, "a motion")
+        moved, count = bench.joints, len(bench.commands)
+        wait_until(lambda: len(bench.commands) >= count + 2, "two held periods")
+        for command in bench.commands[count:]:
+            np.testing.assert_allclose(command.position[:6], moved, atol=1e-6)
+        assert bench.sim_time == pytest.approx(1.0 + 0.2 * len(bench.commands), abs=0.21)
+        assert int(bench.status()[1]["holds/command_timeout"]) >= 2
+        bench.send(FORWARD)
+        wait_until(lambda: position(bench.joints)[0] > position(moved)[0] + 0.01, "another motion")
 
 
 def test_stop_and_arm_in_lock_step():
