@@ -1,0 +1,249 @@
+"""Where things lie at the start: 24 fixed configurations a task, distractors, and the look of each setting."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtp_ros.errors import SimulationError, require_choice, require_integer
+from dtp_ros.sim.camera import HEIGHT, WIDTH, Camera
+from dtp_ros.sim.catalog import Item
+from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, Task, task_named
+
+Array = NDArray[np.float64]
+
+SOURCE_ZONE = ((0.235, 0.375), (-0.085, 0.115))
+TARGET_ZONE = ((0.225, 0.400), (-0.120, 0.160))
+DISTRACTOR_ZONE = ((0.19, 0.52), (-0.20, 0.30))
+FINGER_CLEARANCE = 0.055
+GAP = 0.012
+IMAGE_MARGIN = 8
+LOOKALIKES = 4
+CAMERA_SHIFT = 0.03  # m along each axis, at most
+UNSEEN_TABLES = ("slate", "bamboo", "walnut", "linen")
+_UNSEEN_WALLS = ((0.62, 0.55, 0.45), (0.38, 0.48, 0.42), (0.55, 0.42, 0.42))
+_TRIES = 4000
+
+PLAIN_POOL = tuple(
+    Item(kind, colour)
+    for kind, colours in (
+        ("tomato", ("red",)), ("lemon", ("yellow",)), ("banana", ("yellow",)), ("can", ("teal", "red", "blue")),
+        ("cup", ("blue", "pink", "teal")), ("sponge", ("yellow", "pink")), ("block", ("red", "blue")),
+        ("carrot", ("orange",)), ("eggplant", ("purple",)), ("spoon", ("lime",)),
+    )
+    for colour in colours
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An item on the table: x, y in m and yaw in rad, base frame."""
+
+    item: Item
+    x: float
+    y: float
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """The room: table texture, wall colour, where the light comes from and how strong it is, camera offset in m."""
+
+    table: str
+    wall: tuple[float, float, float] = (0.60, 0.64, 0.70)
+    light_azimuth: float = 0.9
+    light_strength: float = 1.0
+    warmth: float = 0.0
+    camera_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that fixes an episode: placements (source first, target second, then distractors) and the look."""
+
+    task: Task
+    episode: int
+    setting: str
+    placements: tuple[Placement, ...]
+    appearance: Appearance
+
+    @property
+    def camera(self) -> Camera:
+        """The camera, with the setting's offset."""
+        return self.task.camera.shifted(self.appearance.camera_offset)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The items' names (all different) in the order of `placements`."""
+        return tuple(placement.item.name for placement in self.placements)
+
+
+def fixed_layout(task: str, episode: int, *, distractors: int = 0, setting: str = "plain", seed: int = 0) -> Layout:
+    """Configuration `episode` (0 ... 23) of `task`.
+
+    Source and target depend on task and episode alone; `seed` chooses the distractors and the unseen look. `clutter`
+    always has 6 distractors, `lookalike` at least 4. Raises ConfigError.
+    """
+    chosen = task_named(task)
+    require_integer("episode", episode, 0, EPISODES - 1)
+    require_integer("seed", seed, 0, 2**31 - 1)
+    key = zlib.crc32(task.encode())
+    start = np.random.default_rng([key, episode])
+    # The R2 sequence: any 24 consecutive points cover the square evenly.
+    spread = (0.5 + (episode + key % 97) * np.array([0.7548776662, 0.5698402910, 0.6180339887])) % 1.0
+    return _compose(
+        chosen, episode, start, np.random.default_rng([key, episode, seed, 1]), distractors, setting, spread
+    )
+
+
+def random_layout(task: str, rng: np.random.Generator, *, distractors: int = 0, setting: str = "plain") -> Layout:
+    """A configuration drawn at random (for training: never one of the fixed ones). Raises ConfigError."""
+    return _compose(task_named(task), -1, rng, rng, distractors, setting, rng.random(3))
+
+
+def clearance(a: Placement, b: Placement) -> float:
+    """Distance between two footprints, m; 0 or less where they overlap."""
+    corners_a, radius_a = _outline(a)
+    corners_b, radius_b = _outline(b)
+    return _polygon_distance(corners_a, corners_b) - radius_a - radius_b
+
+
+def visible(placement: Placement, camera: Camera, margin: float = IMAGE_MARGIN) -> bool:
+    """Whether the whole object lies inside the 640x480 image, `margin` pixels from its edges."""
+    model = placement.item.model()
+    hx, hy = model.footprint
+    c, s = math.cos(placement.yaw), math.sin(placement.yaw)
+    corners = [
+        (placement.x + c * u - s * v, placement.y + s * u + c * v, z)
+        for u in (-hx, hx) for v in (-hy, hy) for z in (0.0, model.height)
+    ]  # fmt: skip
+    pixels = camera.project(np.array(corners))
+    size = np.array([WIDTH - 1, HEIGHT - 1])
+    return bool(np.all((pixels >= margin) & (pixels <= size - margin)))
+
+
+def _compose(
+    task: Task, episode: int, start: np.random.Generator, rest: np.random.Generator, distractors: int, setting: str,
+    spread: Array,
+) -> Layout:  # fmt: skip
+    require_choice("setting", setting, SETTINGS)
+    require_integer("distractors", distractors, 0, MAX_DISTRACTORS)
+    placements = list(_source_and_target(task, start, spread))
+    appearance = _appearance(task, setting, rest, placements)
+    camera = task.camera.shifted(appearance.camera_offset)
+    for item in _distractor_items(task, setting, distractors, rest):
+        placements.append(_place(item, DISTRACTOR_ZONE, placements, camera, rest))
+    return Layout(task, episode, setting, tuple(placements), appearance)
+
+
+def _source_and_target(task: Task, rng: np.random.Generator, spread: Array) -> tuple[Placement, Placement]:
+    low, high = np.array(SOURCE_ZONE).T
+    for _ in range(50):
+        jittered = (spread + rng.uniform(-0.04, 0.04, 3)).clip(0, 1)
+        x, y = low + (high - low) * jittered[:2]
+        yaw = math.pi * (2 * float(jittered[2]) - 1)
+        source = Placement(task.source, float(x), float(y), yaw)
+        if not visible(source, task.camera):
+            source = Placement(task.source, float(x), float(y), yaw + math.pi / 2)
+        try:
+            return source, _place(task.target, TARGET_ZONE, [source], task.camera, rng, turn=0.5)
+        except SimulationError:
+            spread = rng.random(3)
+    raise SimulationError(f"no room for source and target of {task.name}")
+
+
+def _place(
+    item: Item, zone: Sequence[tuple[float, float]], others: Sequence[Placement], camera: Camera,
+    rng: np.random.Generator, turn: float = math.pi,
+) -> Placement:  # fmt: skip
+    """A free spot of `zone`; clear of the fingers around the source, which is the first of `others`."""
+    low, high = np.array(zone).T
+    for _ in range(_TRIES):
+        x, y = rng.uniform(low, high)
+        candidate = Placement(item, float(x), float(y), float(rng.uniform(-turn, turn)))
+        corners, radius = _outline(candidate)
+        fingers = _polygon_distance(corners, np.array([[others[0].x, others[0].y]])) - radius
+        if (
+            fingers >= FINGER_CLEARANCE
+            and all(clearance(candidate, other) >= GAP for other in others)
+            and visible(candidate, camera)
+        ):
+            return candidate
+    raise SimulationError(f"no room on the table for {item.name} among {len(others)} objects")
+
+
+def _outline(placement: Placement) -> tuple[Array, float]:
+    """Corners [4, 2] and radius 0 of a rectangular footprint, centre [1, 2] and radius of a round one, m."""
+    model, centre = placement.item.model(), np.array([placement.x, placement.y])
+    if model.round:
+        return centre[None], model.footprint[0]
+    c, s = math.cos(placement.yaw), math.sin(placement.yaw)
+    signs = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
+    return centre + signs * model.footprint @ np.array([[c, s], [-s, c]]), 0.0
+
+
+def _polygon_distance(a: Array, b: Array) -> float:
+    """Distance of two convex polygons [K, 2] (a point is one); 0 where they overlap."""
+    if max(len(a), len(b)) > 1 and not (_separated(a, b) or _separated(b, a)):
+        return 0.0
+    return min(_corner_distance(a, b), _corner_distance(b, a))
+
+
+def _separated(a: Array, b: Array) -> bool:
+    """Whether a line along one of the edges of `a` has `b` on its other side (or `a` is a point)."""
+    edge = np.roll(a, -1, axis=0) - a
+    normal = np.stack([edge[:, 1], -edge[:, 0]], axis=1)
+    apart = (b @ normal.T).min(axis=0) > (a @ normal.T).max(axis=0)
+    return bool(apart.any())
+
+
+def _corner_distance(corners: Array, polygon: Array) -> float:
+    """Least distance of `corners` [K, 2] to the edges of `polygon`."""
+    edge = np.roll(polygon, -1, axis=0) - polygon
+    to = corners[:, None] - polygon
+    share = (to * edge).sum(axis=2) / np.maximum((edge * edge).sum(axis=1), 1e-12)
+    return float(np.linalg.norm(to - share.clip(0, 1)[..., None] * edge, axis=2).min())
+
+
+def _distractor_items(task: Task, setting: str, count: int, rng: np.random.Generator) -> list[Item]:
+    if setting == "clutter":
+        count = MAX_DISTRACTORS
+    if setting == "lookalike":
+        count, pool = max(count, LOOKALIKES), lookalikes(task)
+    else:
+        kinds = {task.source.kind, task.target.kind}
+        colours = {task.source.colour, task.target.colour}
+        pool = [item for item in PLAIN_POOL if item.kind not in kinds and item.colour not in colours]
+    order = rng.permutation(len(pool))
+    return [pool[i] for i in order[:count]]
+
+
+def lookalikes(task: Task) -> list[Item]:
+    """Items with the source's shape or colour, or the target's colour, other than the two themselves."""
+    shapes = [Item(task.source.kind, c) for c in ("red", "blue", "teal", "pink") if c != task.source.colour]
+    cousins = {"spoon": [Item("fork", "lime"), Item("fork", "red")]}.get(task.source.kind, [])
+    same_colour = [Item(kind, task.source.colour) for kind in ("can", "cup", "lemon")]
+    target_colour = [Item(kind, task.target.colour) for kind in ("sponge", "cup")]
+    return shapes[:3] + cousins + same_colour + target_colour
+
+
+def _appearance(task: Task, setting: str, rng: np.random.Generator, placements: Sequence[Placement]) -> Appearance:
+    if setting != "unseen":
+        return Appearance(task.table)
+    look = Appearance(
+        table=UNSEEN_TABLES[int(rng.integers(len(UNSEEN_TABLES)))],
+        wall=_UNSEEN_WALLS[int(rng.integers(len(_UNSEEN_WALLS)))],
+        light_azimuth=float(rng.uniform(-2.6, 2.6)),
+        light_strength=float(rng.choice([0.65, 1.3])),
+        warmth=float(rng.uniform(-0.15, 0.15)),
+    )
+    for _ in range(_TRIES):
+        x, y, z = (float(value) for value in rng.uniform(-CAMERA_SHIFT, CAMERA_SHIFT, 3))
+        if all(visible(placement, task.camera.shifted((x, y, z))) for placement in placements):
+            return replace(look, camera_offset=(x, y, z))
+    raise SimulationError(f"no camera offset within {CAMERA_SHIFT} m shows source and target of {task.name}")

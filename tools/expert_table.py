@@ -1,0 +1,200 @@
+"""`make expert-table`: the scripted expert on every fixed configuration, over real ROS 2, in lock-step.
+
+`sim_node`, `widowx_node` and `expert_node` run as separate processes for all episodes. Writes one JSON object an
+episode to `out/expert/episodes.jsonl`, and prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rcl_interfaces.srv import SetParameters
+from rclpy.client import Client
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from tqdm import tqdm
+
+from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, TASKS
+
+from processes import NodeProcesses, use_private_domain
+
+OUT = Path("out/expert")
+START_DEADLINE = 120.0  # s of wall time until every node answers
+STEP_DEADLINE = 60.0  # s of wall time for one step, or for one answer
+SETTLED = 5  # control periods that a success must last
+# Time stands still while a node is slow: the arm's watchdog must not move it on by itself.
+LOCK_STEP_TIMEOUT = 60.0
+Record = dict[str, Any]
+
+
+class Director(Node):  # type: ignore[misc]  # rclpy ships no types
+    """Sets up episodes and watches them, as a person would with the command line."""
+
+    def __init__(self, nodes: NodeProcesses) -> None:
+        super().__init__("expert_table")
+        self._nodes = nodes
+        self._infos: list[Record] = []
+        self.create_subscription(String, "sim/info", lambda m: self._infos.append(json.loads(m.data)), 100)
+        self._setters = {n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("sim", "expert")}
+        self._reset = self.create_client(Trigger, "sim/reset")
+        self._arm = self.create_client(SetBool, "widowx/arm")
+
+    def wait_for_nodes(self) -> None:
+        """Return when every service is there; RuntimeError after the deadline, or where a node has ended."""
+        end = time.monotonic() + START_DEADLINE
+        for client in (*self._setters.values(), self._reset, self._arm):
+            while not client.wait_for_service(timeout_sec=0.5):
+                self._check(end, client.srv_name)
+
+    def begin(self, scene: Mapping[str, object]) -> None:
+        """Start an episode.
+
+        The expert pauses meanwhile: `widowx/arm` makes motion continue from where the arm now is, and until then an
+        action would continue from the last pose of the episode before. Each node answers once before the reset, so
+        that no chunk or command of the episode before is still on its way.
+        """
+        self._set("expert", {"acting": False})
+        self._ask(self._arm, SetBool.Request(data=True))
+        self._set("sim", scene)
+        self._infos.clear()
+        self._ask(self._reset, Trigger.Request())
+        end = time.monotonic() + STEP_DEADLINE
+        while not self._infos or self._infos[0]["step"] > 0 or any(self._infos[0][k] != v for k, v in scene.items()):
+            self._infos[:1] = []  # still of the episode before
+            self._spin(end, "the new episode")
+        self._ask(self._arm, SetBool.Request(data=True))
+        self._set("expert", {"acting": True})
+
+    def follow(self) -> Record:
+        """Watch the episode to its end: a success that lasts, or the last step."""
+        seen, grasped, success_at = 0, False, None
+        end = time.monotonic() + STEP_DEADLINE
+        while True:
+            for info in self._infos:
+                if info["step"] <= seen:
+                    continue  # a moment that is repeated
+                seen, end = info["step"], time.monotonic() + STEP_DEADLINE
+                grasped = grasped or info["grasped"] == info["source"]
+                success_at = (success_at or seen) if info["success"] else None
+                if seen >= info["steps"] or (success_at is not None and seen >= success_at + SETTLED):
+                    return {"grasped": grasped, "success": success_at is not None, "steps": success_at or seen}
+            self._infos.clear()
+            self._spin(end, f"step {seen + 1}")
+
+    def _set(self, node: str, values: Mapping[str, object]) -> None:
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        for result in self._ask(self._setters[node], SetParameters.Request(parameters=parameters)).results:
+            if not result.successful:
+                raise RuntimeError(f"{node} refused a parameter: {result.reason}")
+
+    def _ask(self, client: Client, request: object) -> Any:
+        future, end = client.call_async(request), time.monotonic() + STEP_DEADLINE
+        while not future.done():
+            self._spin(end, f"an answer of {client.srv_name}")
+        answer = future.result()
+        if not getattr(answer, "success", True):
+            raise RuntimeError(f"{client.srv_name}: {answer.message}")
+        return answer
+
+    def _spin(self, end: float, what: str) -> None:
+        rclpy.spin_once(self, timeout_sec=0.5)
+        self._check(end, what)
+
+    def _check(self, end: float, what: str) -> None:
+        self._nodes.require_alive()
+        if time.monotonic() > end:
+            raise RuntimeError(f"waited in vain for {what}")
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate (Wilson 1927)."""
+    rate, spread = successes / trials, z * z / trials
+    middle = rate + spread / 2
+    half = math.sqrt(rate * (1 - rate) * spread + spread * spread / 4)
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The table: task, grasped, success with its interval, mean steps to a success."""
+    lines = ["| task | grasped | success | 95 % interval | mean steps |", "|---|---|---|---|---|"]
+    groups = {task: [r for r in records if r["task"] == task] for task in TASKS}
+    for task, group in [*groups.items(), ("all", list(records))]:
+        if not group:
+            continue
+        done = [r for r in group if r["success"]]
+        low, high = wilson(len(done), len(group))
+        steps = f"{sum(r['steps'] for r in done) / len(done):.1f}" if done else "-"
+        grasped = sum(r["grasped"] for r in group)
+        interval = f"{100 * low:.0f} ... {100 * high:.0f} %"
+        lines.append(f"| {task} | {grasped}/{len(group)} | {len(done)}/{len(group)} | {interval} | {steps} |")
+    return "\n".join(lines)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), metavar="TASK")
+    numbers = range(EPISODES)
+    parser.add_argument("--episodes", nargs="+", type=int, choices=numbers, default=list(numbers), metavar="N")
+    parser.add_argument("--distractors", type=int, choices=range(MAX_DISTRACTORS + 1), default=0)
+    parser.add_argument("--setting", choices=SETTINGS, default="plain")
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, nodes: NodeProcesses) -> list[Record]:
+    """Run every episode; each is written as soon as it has ended."""
+    nodes.start("sim_node", {"real_time_factor": 0.0})
+    arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "command_timeout": LOCK_STEP_TIMEOUT}
+    nodes.start("widowx_node", arm)
+    nodes.start("expert_node", {"acting": False})
+    director, records = Director(nodes), []
+    director.wait_for_nodes()
+    todo = [(task, episode) for task in options.tasks for episode in options.episodes]
+    with (options.out / "episodes.jsonl").open("w") as file, tqdm(todo, unit="episode", file=sys.stdout) as bar:
+        for task, episode in bar:
+            began = time.monotonic()
+            scene = {"task": task, "episode": episode, "distractors": options.distractors, "setting": options.setting}
+            director.begin(scene)
+            record = {**scene, **director.follow(), "seconds": round(time.monotonic() - began, 2)}
+            records.append(record)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            bar.set_postfix(task=task, success=f"{sum(r['success'] for r in records)}/{len(records)}")
+    return records
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the episodes and print the table; 0 when all were run, however they ended."""
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    use_private_domain()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rclpy.init()
+    try:
+        with NodeProcesses(options.out / "logs") as nodes:
+            records = run(options, nodes)
+    except RuntimeError as error:
+        print(f"expert_table: {error} (logs in {options.out / 'logs'})", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        print("\nexpert_table: interrupted, every node ended", file=sys.stderr)
+        return 130
+    finally:
+        rclpy.try_shutdown()
+    print(markdown(records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
