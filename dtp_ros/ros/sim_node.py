@@ -35,7 +35,7 @@ from std_srvs.srv import Trigger
 
 from dtp_ros.errors import ActionError, DtpError, require_choice, require_range
 from dtp_ros.resources import share_file
-from dtp_ros.ros.conversions import joint_state_from_ros, joint_state_to_ros, stamp_to_ros
+from dtp_ros.ros.conversions import joint_state_from_ros, joint_state_to_ros, stamp_from_ros, stamp_to_ros
 from dtp_ros.ros.images import image_to_ros
 from dtp_ros.sim.arm import GRIPPER, JOINT_NAMES
 from dtp_ros.sim.camera import CENTRE, FOCAL, HEIGHT, WIDTH
@@ -54,7 +54,7 @@ MAX_LAG = 0.1  # s of wall time that real time catches up; what is more is lost
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CHOICES = {"task": tuple(TASKS), "setting": SETTINGS}
 EPISODE_PARAMETERS = ("task", "episode", "distractors", "setting", "seed")
-REFUSALS = ("joint_names", "finite", "limits")
+REFUSALS = ("joint_names", "finite", "limits", "late")
 
 
 class SimNode(Node):
@@ -137,6 +137,7 @@ class SimNode(Node):
 
     def _on_command(self, message: JointState) -> None:
         try:
+            self._require_current(message)
             self.table.command(*_command_from_ros(message))
         except ActionError as error:
             cause = error.cause if isinstance(error, RefusedError) else "limits"
@@ -149,6 +150,12 @@ class SimNode(Node):
             self.table.advance(CONTROL_PERIOD)
             self._draw()
             self._publish_moment()
+
+    def _require_current(self, message: JointState) -> None:
+        """In lock-step a command answers one moment: sent twice, or on its way during a reset, it moves no time."""
+        stamp = stamp_from_ros(message.header.stamp)
+        if self._factor == 0.0 and 0.0 < stamp < self.sim_time - 1e-6:
+            raise RefusedError("late", f"stamp {stamp:.3f} s (valid: {self.sim_time:.3f} s, the present moment, or 0)")
 
     def _on_tick(self) -> None:
         """In real time: catch up with the wall clock, joint states at 50 Hz and pictures at 15 Hz of simulated time."""

@@ -26,6 +26,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
+from dtp_ros.ros.conversions import stamp_to_ros
 from dtp_ros.ros.images import image_from_ros
 from dtp_ros.sim.tabletop import Tabletop
 
@@ -103,8 +104,19 @@ class User:
         assert answer.success, answer.message
         return json.loads(answer.message)
 
-    def send(self, positions=START, names=NAMES):
-        self.commands.publish(JointState(name=list(names), position=[float(value) for value in positions]))
+    def begin(self, **values):
+        """Reset, and wait for the first moment of the episode; its time, s."""
+        self.heard["info"].clear()
+        self.reset(**values)
+        self.wait(lambda: self.heard["info"] and self.info()["step"] == 0, "the new episode")
+        first = self.info()["time"]
+        self.wait(lambda: seconds(self.newest("image")) == pytest.approx(first, abs=1e-6), "its first image")
+        return first
+
+    def send(self, positions=START, names=NAMES, stamp=0.0):
+        message = JointState(name=list(names), position=[float(value) for value in positions])
+        message.header.stamp = stamp_to_ros(stamp)
+        self.commands.publish(message)
 
     def newest(self, key):
         self.wait(lambda: self.heard[key], key)
@@ -173,16 +185,25 @@ def test_lock_step_repeats_a_moment_until_it_is_commanded(user):
 
 
 def test_one_command_advances_one_control_period(user):
-    user.reset()
-    first = seconds(user.newest("image"))
-    user.wait(lambda: user.info()["time"] == pytest.approx(seconds(user.heard["image"][-1])), "the same moment")
+    first = user.begin()
     for count in range(1, 4):
         image = user.step()
-        latest = max(first, seconds(image) - 0.2 * count)
-        assert seconds(image) == pytest.approx(latest + 0.2 * count, abs=1e-6)
+        assert seconds(image) == pytest.approx(first + 0.2 * count, abs=1e-6)
         assert seconds(user.heard["clock"][-1]) == pytest.approx(seconds(image))
         assert seconds(user.heard["joint_states"][-1]) == pytest.approx(seconds(image))
     assert user.info()["step"] == 3
+
+
+def test_a_command_of_an_earlier_moment_moves_no_time(user):
+    first = user.begin()
+    before = user.refusals()["refused_late"]
+    user.send(stamp=first)
+    user.wait(lambda: user.info()["step"] == 1, "the command of this moment")
+    user.send(stamp=first)  # again, as where a chunk was repeated or a reset came between
+    user.wait(lambda: user.refusals()["refused_late"] == before + 1, "the refusal")
+    user.send(stamp=first + 0.2)
+    user.wait(lambda: user.info()["step"] == 2, "the next one")
+    assert user.info()["time"] == pytest.approx(first + 0.4, abs=1e-6)
 
 
 def test_what_it_publishes(user):
