@@ -12,6 +12,7 @@ from PIL import Image
 from dtp_ros.errors import ObservationError
 
 JPEG_QUALITY = 95
+JPEG_MAX_SIDE = 65500  # of libjpeg
 
 
 def require_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -32,8 +33,11 @@ def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The image after one JPEG (quality 95, 4:2:0), as RLDS data sets store theirs.
 
     TensorFlow decodes by the fast integer DCT, libjpeg here by the accurate one: single pixels differ by up to 12 of
-    255 between the two decoders of the same file.
+    255 between the two decoders of the same file. Raises ObservationError for an image that no JPEG can hold.
     """
+    height, width = image.shape[:2]
+    if max(height, width) > JPEG_MAX_SIDE:
+        raise ObservationError(f"image of {width} x {height} pixels (valid: sides of 1 ... {JPEG_MAX_SIDE})")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
     buffer.seek(0)

@@ -11,10 +11,12 @@ unconfigured, with the cause in the log and in /diagnostics, also when `autostar
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections import deque
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -40,7 +42,7 @@ from dtp_ros.ros.policy_inputs import Frame, PolicyInputs
 from dtp_ros.ros.policy_metrics import Figures, MetricPublishers, status_to_ros
 from dtp_ros.ros.trace import trace_to_ros
 from dtp_ros.ros.transitions import one_line, refuse_impossible_transitions, try_transition
-from dtp_ros.ros.worker import Worker
+from dtp_ros.ros.worker import Worker, paused_collector
 
 if TYPE_CHECKING:
     from dtp_ros.ros.inference import Inference
@@ -170,9 +172,11 @@ class PolicyNode(LifecycleNodeMixin, Node):
     # In the worker
 
     def _load(self, settings: Settings) -> None:
-        from dtp_ros.ros.inference import Inference
+        with paused_collector():
+            from dtp_ros.ros.inference import Inference
 
-        model = Inference(settings, self._report_progress)
+            gc.freeze()  # the libraries stay: no later collection has to look at them
+            model = Inference(settings, self._report_progress)
         self._store.fit(model.limits)
         self._inputs.connect(model.adapter, settings)
         self._model = model
@@ -205,9 +209,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self._figures.step(result.trace, latency, result.hold_reason)
         self._metrics.publish(result.trace, latency)
         self._traces.publish(trace_to_ros(result, settings, frame.stamp, frame.frame_id, latency))
-        self._debug_images.publish(
-            frame.images[0], result.trace, settings.overlay_alpha, frame.stamp, frame.frame_id
-        )
+        self._debug_images.publish(frame.images[0], result.trace, settings.overlay_alpha, frame.stamp, frame.frame_id)
 
     def _publish_chunk(self, frame: Frame, result: StepResult, settings: Settings) -> float | None:
         """Publish the chunk where there is one; returns the latency, s."""
@@ -287,11 +289,23 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C or SIGTERM; exit code 0, or 1 with one line where a parameter cannot stand."""
     rclpy.init(args=args)
     try:
+        # Opening its library stops every thread for 0.3 s or more: better before there are services to answer.
+        with suppress(ImportError):  # configure says what is missing
+            import torch  # noqa: F401
+        if not rclpy.ok():
+            return 0
         node = PolicyNode()
     except DtpError as error:
         print(f"policy_node: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
+    except KeyboardInterrupt:
+        rclpy.try_shutdown()
+        return 0
+    except RuntimeError:
+        if rclpy.ok():  # else SIGTERM ended the graph while the node was being made
+            raise
+        return 0
     executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
     executor.add_node(node)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +29,8 @@ class Worker(Generic[Item]):
         self._calls: deque[tuple[Callable[[], None], Callable[[], bool]]] = deque()  # what to run, how to cancel it
         self._slot: list[Item] = []
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="policy_worker")
+        # Daemon: an owner that fails before it can stop() it shall not hang at its end.
+        self._thread = threading.Thread(target=self._run, name="policy_worker", daemon=True)
         self._thread.start()
 
     @property
@@ -94,3 +97,18 @@ class Worker(Generic[Item]):
                 return self._calls.popleft()[0]
             item = self._slot.pop()
             return lambda: self._step(item)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """No garbage collection inside.
+
+    A full collection stops every thread, and while large libraries are imported there are many, of 0.15 s and more.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -60,6 +60,14 @@ def test_jpeg_round_trip_is_within_four_of_opencv(photo):
     assert np.abs(images.jpeg_round_trip(photo).astype(int) - photo).mean() > 0.5  # it is a lossy round trip
 
 
+@pytest.mark.parametrize("shape", [(1, 65501, 3), (65501, 1, 3)])
+def test_an_image_that_no_jpeg_can_hold_is_refused(shape):
+    with pytest.raises(ObservationError, match="65500"):
+        images.jpeg_round_trip(np.zeros(shape, np.uint8))
+    longest = np.zeros((1, 65500, 3), np.uint8)
+    assert images.jpeg_round_trip(longest).shape == longest.shape
+
+
 def test_patches_equal_the_stock_processor(photo):
     small = images.bicubic(photo, 224)
     stock = Qwen2VLImageProcessorPil()(Image.fromarray(small), return_tensors="np")

@@ -93,8 +93,9 @@ def test_time_backwards_drops_that_image_and_the_next_is_accepted(user):
     chunks = len(user.chunks)
     before = int(user.figures()["dropped_time_backwards"])
     wait_until(  # best effort: once may be lost
-        lambda: user.show(picture(1), time_at(now - 5.0))
-        and int(user.figures()["dropped_time_backwards"]) == before + 1,
+        lambda: (
+            user.show(picture(1), time_at(now - 5.0)) and int(user.figures()["dropped_time_backwards"]) == before + 1
+        ),
         "time_backwards",
     )
     assert len(user.chunks) == chunks
@@ -172,9 +173,7 @@ def test_overlays_are_drawn_while_someone_looks(user, running):
         user.create_subscription(Image, f"dtp_policy/debug/{name}", heard.append, 1) for name, heard in topics.items()
     ]
     jpegs = []
-    subscriptions.append(
-        user.create_subscription(CompressedImage, "dtp_policy/debug/mask/compressed", jpegs.append, 1)
-    )
+    subscriptions.append(user.create_subscription(CompressedImage, "dtp_policy/debug/mask/compressed", jpegs.append, 1))
     wait_until(
         lambda: all(user.count_publishers(f"dtp_policy/debug/{n}") for n in OVERLAYS), "the debug topics' publishers"
     )

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import rclpy
-from policy_harness import LATCHED, User, picture, spinning, wait_until
+from lifecycle_msgs.srv import ChangeState
+from policy_harness import CONFIGURE, LATCHED, User, picture, spinning, wait_until
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import String
 
@@ -68,9 +70,7 @@ def test_a_plain_start_acts_on_a_latched_instruction_and_ends_on_ctrl_c(user, st
 
 def test_a_missing_checkpoint_leaves_it_alive_and_sigterm_ends_it(user, start):
     process = start("checkpoint:=/nowhere/at/all")
-    wait_until(
-        lambda: user.diagnostics and "/nowhere/at/all" in user.diagnostics[-1].status[0].message, "the cause"
-    )
+    wait_until(lambda: user.diagnostics and "/nowhere/at/all" in user.diagnostics[-1].status[0].message, "the cause")
     assert user.state() == "unconfigured"
     assert user.diagnostics[-1].status[0].level == b"\x02"
     process.send_signal(signal.SIGTERM)
@@ -78,6 +78,30 @@ def test_a_missing_checkpoint_leaves_it_alive_and_sigterm_ends_it(user, start):
     assert code == 0, output
     assert "Traceback" not in output
     assert sum("configure refused" in line for line in output.splitlines()) == 1
+
+
+def test_parameters_answer_within_200_ms_while_libraries_and_weights_load(user, start):
+    """The first configure of a process also imports torch and transformers, which stop every thread at times."""
+    process = start("checkpoint:=tiny", "device:=cpu", "autostart:=false")
+    parameters = user.create_client(SetParameters, "dtp_policy/set_parameters")
+    change = user.create_client(ChangeState, "dtp_policy/change_state")
+    wait_until(lambda: parameters.service_is_ready() and change.service_is_ready(), "the services")
+    user.put_one(parameters, "overlay_alpha", 0.4)
+    request = ChangeState.Request()
+    request.transition.id = CONFIGURE
+    future, seconds = change.call_async(request), []
+    while not future.done():
+        result, took = user.put_one(parameters, "overlay_alpha", 0.4)
+        assert result.successful
+        seconds.append(took)
+    assert future.result().success
+    user.destroy_client(parameters)
+    user.destroy_client(change)
+    assert len(seconds) > 10
+    assert max(seconds) < 0.2, sorted(seconds)[-5:]
+    process.send_signal(signal.SIGTERM)
+    code, output = ended(process)
+    assert code == 0, output
 
 
 def test_ctrl_c_while_weights_load_ends_it(user, start):
