@@ -43,6 +43,7 @@ demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (CHECKPOINT= MODE
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
