@@ -71,9 +71,7 @@ def test_every_weight_equals_the_stock_models(reference, stock):
     own = dict(reference.text_model.named_parameters())
     for name, value in stock.model.language_model.named_parameters():
         assert own[name].equal(value), name
-    assert reference.embed(torch.tensor([[5, 153712]])).equal(
-        stock.get_input_embeddings()(torch.tensor([[5, 153712]]))
-    )
+    assert reference.embed(torch.tensor([[5, 153712]])).equal(stock.get_input_embeddings()(torch.tensor([[5, 153712]])))
 
 
 def test_reference_pixels_equal_the_stock_processor(reference, nora_folder, photo):
