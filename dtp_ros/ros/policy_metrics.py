@@ -66,6 +66,7 @@ class Figures:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
         self._fired: deque[float] = deque(maxlen=WINDOW)
         self._ended: deque[float] = deque(maxlen=WINDOW)
+        self._hold_reason = ""  # of the last step
 
     def drop(self, cause: str, reason: str = "") -> None:
         """Count a dropped image by its cause, one of DROP_CAUSES."""
@@ -90,6 +91,7 @@ class Figures:
             self.steps += 1
             self._ended.append(time.monotonic())
             self._fired.append(trace.fire_rate)
+            self._hold_reason = hold_reason
             if latency is None:
                 self.holds += 1
                 self.last_error = f"hold: {hold_reason}"
@@ -104,9 +106,18 @@ class Figures:
     def restart(self) -> None:
         """Begin a new episode."""
         with self._lock:
-            self.steps = 0
+            self.steps, self._hold_reason = 0, ""
             for window in (self._latencies, self._fired, self._ended):
                 window.clear()
+
+    def waiting(self) -> str:
+        """Why an active node sends no commands, "" where it does."""
+        with self._lock:
+            if not self._ended:
+                return "no step yet: waits for an image that it can act on"
+            if time.monotonic() - self._ended[-1] > RATE_MEMORY:
+                return f"no step for {RATE_MEMORY:.0f} s"
+            return f"the last step held: {self._hold_reason}" if self._hold_reason else ""
 
     def summary(self) -> dict[str, str]:
         """Key/value for /diagnostics: rates in Hz, latencies in s, counts since the node was started."""

@@ -275,9 +275,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
         model = self._model
         about = {"state": self._state, "model": settings.model, "checkpoint": settings.checkpoint}
         about |= {"device": "", "dtype": ""} if model is None else model.about()
-        waiting = "" if self._state == "active" else self._state
-        if not waiting and not settings.acting:
-            waiting = "waits for an instruction"
+        waiting = self._state
+        if waiting == "active":
+            waiting = self._figures.waiting() if settings.acting else "waits for an instruction"
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         name = f"{NODE_NAME}: policy"

@@ -199,6 +199,9 @@ def test_tokens_that_do_not_decode_hold(user):
     assert json.loads(held[0]["token_ids"])
     assert len(user.chunks) == chunks
     user.wait_for_figure("holds", str(before + 1))
+    status = user.status()
+    assert status.level == b"\x01"
+    assert "held" in status.message
 
 
 def test_reset_begins_a_new_episode(user):
@@ -239,6 +242,7 @@ def test_a_crash_deactivates_and_shows(user, policy):
     assert len(user.chunks) == chunks
     layer.down_proj = whole
     assert user.change_state(ACTIVATE)
+    assert "no step yet" in user.status().message
     chunk, _ = user.step(picture(0))
     assert chunk is not None
     assert user.status().level == b"\x00"
