@@ -19,7 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
+from rclpy.exceptions import InvalidTopicNameException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -30,7 +30,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
-from dtp_ros.errors import DtpError
+from dtp_ros.errors import ConfigError, DtpError
 from dtp_ros.ros import conversions, widowx_parameters
 from dtp_ros.ros.chunk_source import ChunkSource
 from dtp_ros.ros.drivers import create_driver
@@ -79,7 +79,10 @@ class WidowxNode(Node):
     def _create_inputs(self) -> None:
         prefix = str(self._values["arm_namespace"]).rstrip("/")
         joint_states = f"{prefix}/joint_states" if prefix else "joint_states"
-        self.create_subscription(JointState, joint_states, self._on_joints, 20)
+        try:
+            self.create_subscription(JointState, joint_states, self._on_joints, 20)
+        except InvalidTopicNameException as error:
+            raise ConfigError(f"arm_namespace = {prefix!r} is not a ROS name (valid: as /wx250s, or empty)") from error
         self._source = ChunkSource(self, "action_chunk", self._on_chunk, self._on_other_publisher)
         self.create_service(SetBool, "~/arm", self._on_arm)
         self.create_service(Trigger, "~/stop", self._on_stop)
@@ -136,8 +139,10 @@ class WidowxNode(Node):
 
     def _on_joints(self, message: JointState) -> None:
         stamp = conversions.stamp_from_ros(message.header.stamp)
-        if stamp == 0.0 and not self._sim_time:
-            stamp = self._clock_time()  # a driver that does not stamp: the time of arrival
+        if not self._sim_time:
+            # A driver that does not stamp, or whose clock is ahead, lest silence go unnoticed: the time of arrival.
+            arrival = self._clock_time()
+            stamp = min(stamp, arrival) if stamp != 0.0 else arrival
         self._behind_since = None
         before = self._controller.measured_at
         self._controller.joint_states(message.name, message.position, stamp)

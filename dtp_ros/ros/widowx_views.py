@@ -60,7 +60,7 @@ def status_to_ros(name: str, controller: ArmController, about: Mapping[str, str]
     listed with its count, also those that never spoke.
     """
     state = arm_state(controller)
-    causes = ", ".join(controller.causes)
+    causes = ", ".join(controller.causes) if controller.armed else controller.disarmed_by
     level = DiagnosticStatus.OK if state in ("moving", "going home") and not waiting else DiagnosticStatus.WARN
     message = waiting or (f"{state}: {causes}" if causes and state != "moving" else state)
     status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=controller.robot.name)

@@ -82,6 +82,7 @@ class ArmController:
         self.robot = robot
         self.counts: Counter[str] = Counter()
         self.armed = armed
+        self.disarmed_by = ""  # the check that disarmed, until armed again
         self.homing = False
         self.holding = True
         self.causes: tuple[str, ...] = ()  # of the last command or refusal
@@ -175,7 +176,7 @@ class ArmController:
         """Enable motion from where the arm is; returns why not, or ""."""
         if self._measured is not None and (violation := self.gate.violation(self._measured.joints)):
             return violation
-        self.armed = True
+        self.armed, self.disarmed_by = True, ""
         self._schedule.clear()
         self._last = None
         return ""
@@ -184,6 +185,7 @@ class ArmController:
         """Hold at once (the next tick) and stay so until `arm`; `cause` is counted."""
         self._disarming = self.armed or self._disarming
         self.armed = self.homing = False
+        self.disarmed_by = cause
         self.refuse(cause)
 
     def go_home(self, now: float) -> str:
@@ -268,7 +270,9 @@ class ArmController:
 
     def _elapsed(self, now: float, period: float) -> float:
         """Time that a motion may take the credit for: since the last command, a period at most (s)."""
-        return period if self._sent_at is None else float(np.clip(now - self._sent_at, 0.0, period))
+        if self._sent_at is None or now - self._sent_at >= period - SAME_TIME:
+            return period  # not the difference of two stamps, whose rounding depends on when the episode began
+        return max(0.0, now - self._sent_at)
 
     def _send(
         self, now: float, motion: Motion, seconds: float = HOME_PERIOD, image_stamp: float | None = None

@@ -15,6 +15,7 @@ from visualization_msgs.msg import Marker
 from widowx_harness import ARM, DEADLINE, START, running, wait_until
 
 from dtp_ros.errors import ConfigError
+from dtp_ros.ros.conversions import joint_state_to_ros
 from dtp_ros.ros.widowx_node import WidowxNode
 from dtp_ros.widowx.gate import CHECKS
 from dtp_ros.widowx.kinematics import forward
@@ -127,7 +128,7 @@ def test_stop_and_arm_in_lock_step():
         np.testing.assert_allclose(position(refused.position), stopped, atol=1e-9)
         message, values = bench.status()
         assert (values["armed"], values["stops/stop"], values["holds/not_armed"]) == ("false", "1", "1")
-        assert "disarmed" in message
+        assert message == "disarmed: stop"
         assert not bench.trigger("go_home").success
         assert bench.arm().success
         (moved,) = exchange(bench, FORWARD)
@@ -189,6 +190,18 @@ def test_joint_states_that_stop_or_lie():
         bench.send(FORWARD)
         wait_until(lambda: len(bench.commands) > count, "motion again")
         assert position(bench.commands[-1].position)[0] > position(START)[0] + 0.015
+
+
+def test_an_arm_whose_clock_is_ahead_is_missed_as_soon_as_it_is_silent():
+    with running(DOMAIN) as bench:
+        bench.measures = False
+        positions = {**dict(zip(ARM.joint_names, START, strict=True)), "gripper": 0.074}
+        bench.joint_states.publish(joint_state_to_ros(positions, bench.now() + 100.0))
+        wait_until(lambda: bench.status()[1]["joint_states_age"] != "none", "joint states heard")
+        wait_until(lambda: float(bench.status()[1]["joint_states_age"].split()[0]) > 0.3, "stale joint states")
+        bench.send(FORWARD)
+        wait_until(lambda: bench.status()[1]["holds/joint_states"] == "1", "a hold")
+        np.testing.assert_allclose(bench.commands[-1].position[:6], START)
 
 
 def test_a_limit_violation_by_the_measured_arm_disarms():
@@ -299,6 +312,8 @@ def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1(argument, rea
         ("robot", "ur5", "valid: wx250s, wx250, wxai"),
         ("workspace_low", [0.6, 0.0, 0.0], "low < high"),
         ("max_step_rotation", 9.0, "max_step_rotation"),
+        ("arm_namespace", "a b", "arm_namespace = 'a b' is not a ROS name"),
+        ("arm_namespace", "/a//b", "arm_namespace = '/a//b' is not a ROS name"),
     ],
 )
 def test_a_node_with_such_a_parameter_is_not_made(name, value, reason):

@@ -367,3 +367,32 @@ def test_settings_are_checked():
     for setting in ({"reference": "target"}, {"late_actions": "skip"}, {"gripper_threshold": 1.5}):
         with pytest.raises(ConfigError, match=next(iter(setting))):
             ControllerConfig(**setting)
+
+
+def test_an_episode_is_the_same_bit_for_bit_whenever_it_begins():
+    """A step too large for the joints, so that the time since the last command decides how far it goes."""
+
+    def episode(begin):
+        bench = Bench(now=begin)
+        for i in range(1, 6):
+            bench.chunk([0, 0, -0.05, 0, 0.2, 0, 1.0])
+            bench.tick()
+            bench.now = begin + i * 0.2
+            bench.measure()
+        assert any("joint_velocity" in command.causes for _, command in bench.sent[1:])
+        return np.array([command.joints for _, command in bench.sent])
+
+    first = episode(0.2)
+    for begin in (5.4, 25.6, 1000.2):
+        np.testing.assert_array_equal(episode(begin), first)
+
+
+def test_what_disarmed_is_known_until_armed_again():
+    bench = Bench()
+    bench.arm.disarm("publisher")
+    bench.chunk(FORWARD)
+    bench.tick()
+    assert bench.arm.causes == ("not_armed",)
+    assert bench.arm.disarmed_by == "publisher"
+    bench.arm.arm()
+    assert bench.arm.disarmed_by == ""
