@@ -289,9 +289,7 @@ def _descend(robot: Robot, target: Array, start: Array) -> IkSolution:
     return IkSolution(joints, position_error, rotation_error, bool(turned and position_error <= POSITION_TOLERANCE))
 
 
-def _step(
-    robot: Robot, joints: Array, chain: Sequence[Array], error: Array, weights: Array, damping: float
-) -> Array:
+def _step(robot: Robot, joints: Array, chain: Sequence[Array], error: Array, weights: Array, damping: float) -> Array:
     """One damped step [n]: (J'WWJ + damping I) dq = J'WW e over the joints that are free to move."""
     space = _space_jacobian(robot, chain)
     position = (chain[-1] @ robot.home)[:3, 3]

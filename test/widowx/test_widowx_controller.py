@@ -1,56 +1,13 @@
-"""Timing, holding, arming and going home, worked out by hand with an arm that does as it is told."""
-
-from itertools import pairwise
+"""Timing and holding, worked out by hand with an arm that does as it is told."""
 
 import numpy as np
 import pytest
+from controller_bench import ARM, FORWARD, LEFT, START, Bench, position
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.widowx.controller import ArmController, ControllerConfig
+from dtp_ros.widowx.controller import ControllerConfig
 from dtp_ros.widowx.gate import GateConfig
-from dtp_ros.widowx.kinematics import ROBOTS, forward, robot
-from dtp_ros.widowx.schedule import Chunk
-
-ARM = robot("wx250s")
-START = np.array([0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0])
-FORWARD = [0.02, 0, 0, 0, 0, 0, 1.0]
-LEFT = [0, 0.02, 0, 0, 0, 0, 0.0]
-
-
-class Bench:
-    """A controller, and an ideal arm: it is measured where it was last told to be, every 20 ms."""
-
-    def __init__(self, *, armed=True, robot=ARM, start=START, config=None, now=100.0):
-        self.arm = ArmController(robot, config, armed=armed)
-        self.now, self.joints, self.sent = now, np.array(start), []
-        self.measure()
-
-    def measure(self, **fingers):
-        names = [*self.arm.robot.joint_names, *fingers]
-        self.arm.joint_states(names, [*self.joints, *fingers.values()], self.now)
-
-    def chunk(self, *actions, stamp=None, period=0.2):
-        return self.arm.chunk(Chunk(np.array(actions, float), self.now if stamp is None else stamp, period), self.now)
-
-    def tick(self):
-        sent = []
-        while (command := self.arm.tick(self.now)) is not None:
-            self.joints = command.joints
-            sent.append(command)
-        self.sent += [(round(self.now, 3), command) for command in sent]
-        return sent
-
-    def run(self, seconds, step=0.02):
-        before = len(self.sent)
-        for _ in range(round(seconds / step)):
-            self.now += step
-            self.measure()
-            self.tick()
-        return self.sent[before:]
-
-
-def position(command):
-    return command.transform_commanded[:3, 3]
+from dtp_ros.widowx.kinematics import forward
 
 
 def test_the_first_action_is_due_on_arrival_the_others_when_their_predecessor_ends():
@@ -204,41 +161,6 @@ def test_an_unreachable_target_does_not_advance():
     assert position(back)[0] == pytest.approx(position(held[0])[0] - 0.02, abs=1e-5)
 
 
-def test_stop_holds_at_once_disarms_and_one_arm_re_arms():
-    bench = Bench()
-    bench.chunk(FORWARD, FORWARD, FORWARD)
-    bench.tick()
-    bench.now += 0.1
-    bench.measure()
-    bench.arm.disarm("stop")
-    (held,) = bench.tick()
-    assert (held.holding, held.causes, held.armed) == (True, ("stop",), True)  # this hold reaches the motors
-    assert bench.run(1.0) == []
-    bench.chunk(FORWARD)
-    (refused,) = bench.tick()
-    assert (refused.holding, refused.causes, refused.armed) == (True, ("not_armed",), False)
-    assert bench.arm.arm() == ""
-    bench.now += 0.2
-    bench.measure()
-    bench.chunk(FORWARD)
-    assert [c.holding for c in bench.tick()] == [False]
-
-
-def test_a_limit_violation_by_the_measured_arm_latches():
-    bench = Bench()
-    bench.joints[1] = np.deg2rad(114) + 0.06
-    bench.now += 2.0
-    bench.measure()
-    assert not bench.arm.armed
-    assert [c.causes for c in bench.tick()] == [("limit_violation",)]
-    assert "shoulder" in bench.arm.arm()
-    bench.joints = START.copy()
-    bench.now += 2.0
-    bench.measure()
-    assert not bench.arm.armed
-    assert bench.arm.arm() == ""
-
-
 def test_a_backward_jump_of_time_drops_that_message_and_the_next_is_taken():
     bench = Bench()
     bench.chunk(FORWARD, FORWARD)
@@ -320,39 +242,6 @@ def test_an_arm_put_elsewhere_moves_on_from_there():
     np.testing.assert_allclose(position(command) - forward(ARM, there)[:3, 3], [0, 0.02, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(ROBOTS))
-def test_going_home_is_a_walk_of_gated_steps_inside_the_box(name):
-    arm = robot(name)
-    start = np.clip(arm.neutral + np.resize([0.5, 0.35, -0.2], arm.num_joints), arm.lower + 0.03, arm.upper - 0.03)
-    bench = Bench(robot=arm, start=start)
-    inside = bench.arm.gate.outside(start)
-    assert bench.arm.go_home(bench.now) == ""
-    bench.tick()
-    bench.run(15.0)
-    commands = [c for _, c in bench.sent if not c.holding]
-    path = [start, *(c.joints for c in commands)]
-    assert len(commands) > 2
-    np.testing.assert_allclose(path[-1], arm.neutral, atol=2e-3)
-    for before, after in pairwise(path):
-        assert np.abs(after - before).max() <= 0.2 + 1e-9
-        assert bench.arm.gate.outside(after) <= max(inside, 1e-3)
-    assert not bench.arm.homing
-
-
-def test_chunks_do_not_interrupt_the_way_home_and_stop_does():
-    bench = Bench()
-    bench.arm.go_home(bench.now)
-    bench.tick()
-    bench.run(0.2)
-    assert not bench.chunk(FORWARD)
-    assert bench.arm.counts["going_home"] == 1
-    assert bench.arm.homing
-    bench.arm.disarm("stop")
-    assert [c.causes for c in bench.tick()] == [("stop",)]
-    assert not bench.arm.homing
-    assert "not armed" in bench.arm.go_home(bench.now)
-
-
 def test_a_flood_of_chunks_moves_no_faster_than_one():
     bench = Bench()
     for _ in range(200):  # 1000 Hz
@@ -385,14 +274,3 @@ def test_an_episode_is_the_same_bit_for_bit_whenever_it_begins():
     first = episode(0.2)
     for begin in (5.4, 25.6, 1000.2):
         np.testing.assert_array_equal(episode(begin), first)
-
-
-def test_what_disarmed_is_known_until_armed_again():
-    bench = Bench()
-    bench.arm.disarm("publisher")
-    bench.chunk(FORWARD)
-    bench.tick()
-    assert bench.arm.causes == ("not_armed",)
-    assert bench.arm.disarmed_by == "publisher"
-    bench.arm.arm()
-    assert bench.arm.disarmed_by == ""

@@ -1,0 +1,88 @@
+"""Arming, stopping and going home, worked out by hand with an arm that does as it is told."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from controller_bench import FORWARD, START, Bench
+
+from dtp_ros.widowx.kinematics import ROBOTS, robot
+
+
+def test_stop_holds_at_once_disarms_and_one_arm_re_arms():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD, FORWARD)
+    bench.tick()
+    bench.now += 0.1
+    bench.measure()
+    bench.arm.disarm("stop")
+    (held,) = bench.tick()
+    assert (held.holding, held.causes, held.armed) == (True, ("stop",), True)  # this hold reaches the motors
+    assert bench.run(1.0) == []
+    bench.chunk(FORWARD)
+    (refused,) = bench.tick()
+    assert (refused.holding, refused.causes, refused.armed) == (True, ("not_armed",), False)
+    assert bench.arm.arm() == ""
+    bench.now += 0.2
+    bench.measure()
+    bench.chunk(FORWARD)
+    assert [c.holding for c in bench.tick()] == [False]
+
+
+def test_a_limit_violation_by_the_measured_arm_latches():
+    bench = Bench()
+    bench.joints[1] = np.deg2rad(114) + 0.06
+    bench.now += 2.0
+    bench.measure()
+    assert not bench.arm.armed
+    assert [c.causes for c in bench.tick()] == [("limit_violation",)]
+    assert "shoulder" in bench.arm.arm()
+    bench.joints = START.copy()
+    bench.now += 2.0
+    bench.measure()
+    assert not bench.arm.armed
+    assert bench.arm.arm() == ""
+
+
+@pytest.mark.parametrize("name", sorted(ROBOTS))
+def test_going_home_is_a_walk_of_gated_steps_inside_the_box(name):
+    arm = robot(name)
+    start = np.clip(arm.neutral + np.resize([0.5, 0.35, -0.2], arm.num_joints), arm.lower + 0.03, arm.upper - 0.03)
+    bench = Bench(robot=arm, start=start)
+    inside = bench.arm.gate.outside(start)
+    assert bench.arm.go_home(bench.now) == ""
+    bench.tick()
+    bench.run(15.0)
+    commands = [c for _, c in bench.sent if not c.holding]
+    path = [start, *(c.joints for c in commands)]
+    assert len(commands) > 2
+    np.testing.assert_allclose(path[-1], arm.neutral, atol=2e-3)
+    for before, after in pairwise(path):
+        assert np.abs(after - before).max() <= 0.2 + 1e-9
+        assert bench.arm.gate.outside(after) <= max(inside, 1e-3)
+    assert not bench.arm.homing
+
+
+def test_chunks_do_not_interrupt_the_way_home_and_stop_does():
+    bench = Bench()
+    bench.arm.go_home(bench.now)
+    bench.tick()
+    bench.run(0.2)
+    assert not bench.chunk(FORWARD)
+    assert bench.arm.counts["going_home"] == 1
+    assert bench.arm.homing
+    bench.arm.disarm("stop")
+    assert [c.causes for c in bench.tick()] == [("stop",)]
+    assert not bench.arm.homing
+    assert "not armed" in bench.arm.go_home(bench.now)
+
+
+def test_what_disarmed_is_known_until_armed_again():
+    bench = Bench()
+    bench.arm.disarm("publisher")
+    bench.chunk(FORWARD)
+    bench.tick()
+    assert bench.arm.causes == ("not_armed",)
+    assert bench.arm.disarmed_by == "publisher"
+    bench.arm.arm()
+    assert bench.arm.disarmed_by == ""
