@@ -319,3 +319,9 @@ def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1(argument, rea
 def test_a_node_with_such_a_parameter_is_not_made(name, value, reason):
     with running(DOMAIN, node=False), pytest.raises((ConfigError, ParameterException), match=reason):
         WidowxNode(parameter_overrides=[Parameter(name, value=value)])
+
+
+def test_the_simulator_has_one_arm():
+    overrides = [Parameter("driver", value="sim"), Parameter("robot", value="wxai")]
+    with running(DOMAIN, node=False), pytest.raises(ConfigError, match=r"'wxai' is not known \(valid: wx250s\)"):
+        WidowxNode(parameter_overrides=overrides)

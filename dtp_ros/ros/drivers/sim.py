@@ -6,11 +6,13 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
+from dtp_ros.errors import require_choice
 from dtp_ros.ros.conversions import joint_state_to_ros
 from dtp_ros.widowx.controller import Command
 from dtp_ros.widowx.kinematics import Robot
 
 GRIPPER = "gripper"
+ROBOTS = ("wx250s",)  # the arm on the simulated table
 
 
 class SimDriver:
@@ -22,6 +24,8 @@ class SimDriver:
     arms_at_start = True
 
     def __init__(self, node: Node, robot: Robot) -> None:
+        """Raises ConfigError for another arm than the simulated one."""
+        require_choice("robot of the driver sim", robot.name, ROBOTS)
         self._robot = robot
         self._publisher = node.create_publisher(JointState, "sim/joint_command", 10)
 
