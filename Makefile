@@ -51,7 +51,7 @@ test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
 test-all: test $(OLDEST)/.ready ## the long checks too, and the layers below ROS under the oldest libraries
-	$(BIN)/python -m pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile test/pruning test/engine test/models test/widowx
 
 $(OLDEST)/.ready: requirements/oldest.txt
