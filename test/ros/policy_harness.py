@@ -1,7 +1,6 @@
 """A user of the policy node for its tests: publishes and hears over real DDS, from an executor of its own."""
 
 import os
-import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from graph import spinning
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.clock import ClockType
@@ -51,20 +51,6 @@ def picture(seed, height=480, width=640):
         top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
         image[top : top + height // 6, left : left + width // 6] = rng.integers(0, 256, 3)
     return image.clip(0, 255).astype(np.uint8)
-
-
-@contextmanager
-def spinning(node, executor):
-    """Spin a node in a thread."""
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
-    try:
-        yield node
-    finally:
-        executor.shutdown()
-        thread.join()
-        node.destroy_node()
 
 
 @contextmanager

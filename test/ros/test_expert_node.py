@@ -5,17 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rclpy
 from geometry_msgs.msg import Point, Pose, PoseArray, Quaternion
+from graph import spinning
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
@@ -96,20 +94,6 @@ def wait_until(condition, what="the condition", deadline=DEADLINE):
     while not condition():
         assert time.monotonic() < end, f"not within {deadline} s: {what}"
         time.sleep(0.005)
-
-
-@contextmanager
-def spinning(node):
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
-    try:
-        yield node
-    finally:
-        executor.shutdown()
-        thread.join()
-        node.destroy_node()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A policy, an arm and a person for the tests of the arm's node: real nodes over DDS, from an executor of their own."""
 
 import os
-import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
+from graph import spinning
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
@@ -125,21 +124,6 @@ class Bench(Node):
         wait_until(lambda: self.count_publishers("/widowx/commanded_pose") > 0, "outputs")
         if expect_sim:
             wait_until(lambda: self.count_publishers("/sim/joint_command") > 0, "driver")
-
-
-@contextmanager
-def spinning(node):
-    """Spin a node in a thread."""
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
-    try:
-        yield node
-    finally:
-        executor.shutdown()
-        thread.join()
-        node.destroy_node()
 
 
 @contextmanager
