@@ -101,9 +101,21 @@ def fixed_layout(task: str, episode: int, *, distractors: int = 0, setting: str 
     )
 
 
-def random_layout(task: str, rng: np.random.Generator, *, distractors: int = 0, setting: str = "plain") -> Layout:
-    """A configuration drawn at random (for training: never one of the fixed ones). Raises ConfigError."""
-    return _compose(task_named(task), -1, rng, rng, distractors, setting, rng.random(3))
+def random_layout(
+    task: str,
+    rng: np.random.Generator,
+    *,
+    distractors: int = 0,
+    setting: str = "plain",
+    appearance: Appearance | None = None,
+    items: Sequence[Item] | None = None,
+) -> Layout:
+    """A configuration drawn at random (for training: never one of the fixed ones).
+
+    appearance, items: the look and the distractors, instead of the setting's own. Raises ConfigError, and
+    SimulationError where they leave no room.
+    """
+    return _compose(task_named(task), -1, rng, rng, distractors, setting, rng.random(3), appearance, items)
 
 
 def clearance(a: Placement, b: Placement) -> float:
@@ -129,14 +141,14 @@ def visible(placement: Placement, camera: Camera, margin: float = IMAGE_MARGIN) 
 
 def _compose(
     task: Task, episode: int, start: np.random.Generator, rest: np.random.Generator, distractors: int, setting: str,
-    spread: Array,
+    spread: Array, appearance: Appearance | None = None, items: Sequence[Item] | None = None,
 ) -> Layout:  # fmt: skip
     require_choice("setting", setting, SETTINGS)
     require_integer("distractors", distractors, 0, MAX_DISTRACTORS)
     placements = list(_source_and_target(task, start, spread))
-    appearance = _appearance(task, setting, rest, placements)
+    appearance = _appearance(task, setting, rest, placements) if appearance is None else appearance
     camera = task.camera.shifted(appearance.camera_offset)
-    for item in _distractor_items(task, setting, distractors, rest):
+    for item in _distractor_items(task, setting, distractors, rest) if items is None else items:
         placements.append(_place(item, DISTRACTOR_ZONE, placements, camera, rest))
     return Layout(task, episode, setting, tuple(placements), appearance)
 

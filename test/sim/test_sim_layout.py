@@ -8,7 +8,7 @@ from sim_hand import joints_at
 
 from dtp_ros.errors import ConfigError
 from dtp_ros.sim.catalog import COLOURS, KINDS, Item
-from dtp_ros.sim.layout import Placement, clearance, fixed_layout, lookalikes, random_layout
+from dtp_ros.sim.layout import Appearance, Placement, clearance, fixed_layout, lookalikes, random_layout
 from dtp_ros.sim.meshes import hulls
 from dtp_ros.sim.tasks import EPISODES, TASKS
 
@@ -216,3 +216,12 @@ def test_every_colour_can_be_asked_for():
     assert len(names) == len(COLOURS)
     with pytest.raises(ConfigError, match="octarine"):
         Item("block", "octarine").model()
+
+
+def test_a_random_layout_takes_the_look_and_the_items_it_is_given():
+    look = Appearance("birch", light_strength=0.9, camera_offset=(0.01, 0.0, -0.01))
+    items = [Item("can", "red"), Item("fork", "lime")]
+    layout = random_layout("spoon_on_towel", np.random.default_rng(3), appearance=look, items=items)
+    assert layout.appearance == look
+    assert [p.item for p in layout.placements] == [Item("spoon", "lime"), Item("towel", "sky"), *items]
+    assert layout.camera.position == pytest.approx((0.01, -0.16, 0.326))
