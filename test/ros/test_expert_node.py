@@ -224,7 +224,9 @@ def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1():
 
 
 def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path):
-    table = start("tools/expert_table.py", "--episodes", 5, "--out", tmp_path, stdout=subprocess.PIPE)
+    table = start(
+        "tools/success_table.py", "--policy", "expert", "--episodes", 5, "--out", tmp_path, stdout=subprocess.PIPE
+    )
     output, _ = table.communicate(timeout=120)
     assert table.returncode == 0
     records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
@@ -234,7 +236,15 @@ def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path)
 
 
 def test_ctrl_c_ends_every_process(tmp_path):
-    table = start("tools/expert_table.py", "--out", tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    table = start(
+        "tools/success_table.py",
+        "--policy",
+        "expert",
+        "--out",
+        tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     episodes = tmp_path / "episodes.jsonl"
     wait_until(lambda: episodes.exists() and episodes.read_text(), "a first episode", 60)
     children = Path(f"/proc/{table.pid}/task/{table.pid}/children").read_text().split()

@@ -1,7 +1,7 @@
-"""`make expert-table`: the scripted expert on every fixed configuration, over real ROS 2, in lock-step.
+"""`make success-table` and `make expert-table`: every fixed configuration, over real ROS 2, in lock-step.
 
-`sim_node`, `widowx_node` and `expert_node` run as separate processes for all episodes. Writes one JSON object an
-episode to `out/expert/episodes.jsonl`, and prints a table in Markdown.
+`sim_node`, `widowx_node` and a policy (`policy_node` with a model, or `expert_node`) run as separate processes for all
+episodes. Writes one JSON object an episode to `episodes.jsonl`, and prints a table in Markdown for each setting.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, TASKS
 
 from processes import NodeProcesses, use_private_domain
 
-OUT = Path("out/expert")
+OUT = Path("out/success")
 START_DEADLINE = 120.0  # s of wall time until every node answers
 STEP_DEADLINE = 60.0  # s of wall time for one step, or for one answer
 SETTLED = 5  # control periods that a success must last
@@ -38,15 +40,39 @@ LOCK_STEP_TIMEOUT = 60.0
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Who acts: its node, its executable, the parameters that it is started with, and the one that makes it act."""
+
+    node: str
+    executable: str
+    parameters: Mapping[str, object]
+    switch: str
+
+    def acting(self, instruction: str) -> Mapping[str, object]:
+        """What makes it act; an empty instruction makes it pause."""
+        return {self.switch: instruction if self.switch == "instruction" else bool(instruction)}
+
+
+def policy_of(options: argparse.Namespace) -> Policy:
+    """The policy that the command line names."""
+    if options.policy == "expert":
+        return Policy("expert", "expert_node", {"acting": False}, "acting")
+    model = {"model": options.model, "variant": options.variant, "tolerance": options.tolerance}
+    model |= {"checkpoint": options.checkpoint} if options.checkpoint else {}
+    # Simulated time stands still while the policy thinks: no image of it is late.
+    return Policy("dtp_policy", "policy_node", {**model, "image_timeout": 5.0, "use_sim_time": True}, "instruction")
+
+
 class Director(Node):  # type: ignore[misc]  # rclpy ships no types
     """Sets up episodes and watches them, as a person would with the command line."""
 
-    def __init__(self, nodes: NodeProcesses) -> None:
-        super().__init__("expert_table")
-        self._nodes = nodes
+    def __init__(self, nodes: NodeProcesses, policy: Policy) -> None:
+        super().__init__("success_table")
+        self._nodes, self._policy = nodes, policy
         self._infos: list[Record] = []
         self.create_subscription(String, "sim/info", lambda m: self._infos.append(json.loads(m.data)), 100)
-        self._setters = {n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("sim", "expert")}
+        self._setters = {n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("sim", policy.node)}
         self._reset = self.create_client(Trigger, "sim/reset")
         self._arm = self.create_client(SetBool, "widowx/arm")
 
@@ -60,11 +86,11 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
     def begin(self, scene: Mapping[str, object]) -> None:
         """Start an episode.
 
-        The expert pauses meanwhile: `widowx/arm` makes motion continue from where the arm now is, and until then an
+        The policy pauses meanwhile: `widowx/arm` makes motion continue from where the arm now is, and until then an
         action would continue from the last pose of the episode before. Each node answers once before the reset, so
         that no chunk or command of the episode before is still on its way.
         """
-        self._set("expert", {"acting": False})
+        self._set(self._policy.node, self._policy.acting(""))
         self._ask(self._arm, SetBool.Request(data=True))
         self._set("sim", scene)
         self._infos.clear()
@@ -74,7 +100,7 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
             self._infos[:1] = []  # still of the episode before
             self._spin(end, "the new episode")
         self._ask(self._arm, SetBool.Request(data=True))
-        self._set("expert", {"acting": True})
+        self._set(self._policy.node, self._policy.acting(self._infos[0]["instruction"]))
 
     def follow(self) -> Record:
         """Watch the episode to its end: a success that lasts, or the last step."""
@@ -148,7 +174,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     numbers = range(EPISODES)
     parser.add_argument("--episodes", nargs="+", type=int, choices=numbers, default=list(numbers), metavar="N")
     parser.add_argument("--distractors", type=int, choices=range(MAX_DISTRACTORS + 1), default=0)
-    parser.add_argument("--setting", choices=SETTINGS, default="plain")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["plain"], metavar="SETTING")
+    parser.add_argument("--policy", choices=("model", "expert"), default="model")
+    parser.add_argument("--model", default="tabletop")
+    parser.add_argument("--checkpoint", default="", help="a folder or a hub id; the model's own if empty")
+    parser.add_argument("--variant", default="off", help="off | dtp | no_gaussian | random_all | random_unimportant")
+    parser.add_argument("--tolerance", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=OUT)
     return parser.parse_args(arguments)
 
@@ -158,20 +189,21 @@ def run(options: argparse.Namespace, nodes: NodeProcesses) -> list[Record]:
     nodes.start("sim_node", {"real_time_factor": 0.0})
     arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "command_timeout": LOCK_STEP_TIMEOUT}
     nodes.start("widowx_node", arm)
-    nodes.start("expert_node", {"acting": False})
-    director, records = Director(nodes), []
+    policy = policy_of(options)
+    nodes.start(policy.executable, policy.parameters)
+    director, records = Director(nodes, policy), []
     director.wait_for_nodes()
-    todo = [(task, episode) for task in options.tasks for episode in options.episodes]
+    todo = list(product(options.settings, options.tasks, options.episodes))
     with (options.out / "episodes.jsonl").open("w") as file, tqdm(todo, unit="episode", file=sys.stdout) as bar:
-        for task, episode in bar:
+        for setting, task, episode in bar:
             began = time.monotonic()
-            scene = {"task": task, "episode": episode, "distractors": options.distractors, "setting": options.setting}
+            scene = {"task": task, "episode": episode, "distractors": options.distractors, "setting": setting}
             director.begin(scene)
             record = {**scene, **director.follow(), "seconds": round(time.monotonic() - began, 2)}
             records.append(record)
             file.write(json.dumps(record) + "\n")
             file.flush()
-            bar.set_postfix(task=task, success=f"{sum(r['success'] for r in records)}/{len(records)}")
+            bar.set_postfix(setting=setting, task=task, success=f"{sum(r['success'] for r in records)}/{len(records)}")
     return records
 
 
@@ -185,14 +217,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with NodeProcesses(options.out / "logs") as nodes:
             records = run(options, nodes)
     except RuntimeError as error:
-        print(f"expert_table: {error} (logs in {options.out / 'logs'})", file=sys.stderr)
+        print(f"success_table: {error} (logs in {options.out / 'logs'})", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
-        print("\nexpert_table: interrupted, every node ended", file=sys.stderr)
+        print("\nsuccess_table: interrupted, every node ended", file=sys.stderr)
         return 130
     finally:
         rclpy.try_shutdown()
-    print(markdown(records))
+    for setting in options.settings:
+        print(f"\n{setting}\n\n{markdown([record for record in records if record['setting'] == setting])}")
     return 0
 
 
