@@ -82,6 +82,7 @@ class Painter:
             if self._context is None:
                 self._context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_100)
                 self._owner = threading.get_ident()
-                self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            # Each time: another tabletop of this thread may have drawn since, into a buffer of its own.
+            self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         except Exception as error:  # the backends raise what they like: EGL, GL and MuJoCo errors, AttributeError
             raise render_error(error) from error

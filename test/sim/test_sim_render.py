@@ -180,3 +180,17 @@ def test_textures_are_pictures_with_structure(name):
 def test_an_unknown_texture_is_refused():
     with pytest.raises(ConfigError, match="cherry"):
         texture("marble", 64)
+
+
+def test_tabletops_that_take_turns_draw_what_each_draws_alone():
+    """Several contexts in one thread: each picture shows its own scene, whatever was drawn in between."""
+    alone = []
+    for episode in range(3):
+        with Tabletop("carrot_on_plate", episode) as table:
+            alone.append(table.render(160, 120))
+    tables = [Tabletop("carrot_on_plate", episode) for episode in range(3)]
+    for _ in range(2):
+        for table, picture in zip(tables, alone, strict=True):
+            np.testing.assert_array_equal(table.render(160, 120), picture)
+    for table in tables:
+        table.close()
