@@ -45,6 +45,10 @@ class KinematicsError(DtpError):
     """A pose that the arm cannot reach from where it is."""
 
 
+class ArmError(DtpError):
+    """The arm's own driver is missing, silent, or set up otherwise than it must be."""
+
+
 class SimulationError(DtpError):
     """The simulator cannot start or render."""
 

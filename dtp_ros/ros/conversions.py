@@ -149,6 +149,16 @@ def joint_state_to_ros(positions: Mapping[str, float], stamp: Time | float, fram
     )
 
 
+def joint_target_to_ros(positions: Mapping[str, float], seconds: float) -> JointTrajectory:
+    """JointTrajectory to rest at positions by joint name (rad; m where prismatic), `seconds` after its arrival."""
+    point = JointTrajectoryPoint(
+        positions=[float(value) for value in positions.values()],
+        velocities=[0.0] * len(positions),
+        time_from_start=duration_to_ros(seconds),
+    )
+    return JointTrajectory(joint_names=list(positions), points=[point])
+
+
 def joint_state_from_ros(message: JointState) -> dict[str, float]:
     """Positions by joint name; raises RefusedError (`joint_names`) where names and positions differ in number."""
     if len(message.name) != len(message.position):

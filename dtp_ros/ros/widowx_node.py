@@ -34,13 +34,14 @@ from dtp_ros.errors import ConfigError, DtpError
 from dtp_ros.ros import conversions, widowx_parameters
 from dtp_ros.ros.chunk_source import ChunkSource
 from dtp_ros.ros.drivers import create_driver
+from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.ros.widowx_views import markers_to_ros, status_to_ros
 from dtp_ros.widowx.controller import ArmController, Command
 from dtp_ros.widowx.gate import RefusedError
 from dtp_ros.widowx.kinematics import Array, robot
 
 WATCH_PERIOD = 0.02  # s
-SILENCE = 1.0  # s of wall time that joint states may be behind /clock before it is believed instead of them
+SILENCE = 1.0  # s of wall time without joint states before they are missed, and /clock is believed instead of them
 PATH_LENGTH = 500  # commanded positions shown
 
 
@@ -51,11 +52,13 @@ class WidowxNode(Node):
         super().__init__("widowx", **kwargs)
         self._values = widowx_parameters.declare(self)
         config = widowx_parameters.controller_config(self._values)
-        arm = robot(str(self._values["robot"]))
+        arm, settings = robot(str(self._values["robot"])), widowx_parameters.driver_settings(self._values)
         self._base_frame = str(self._values["base_frame"])
         self._sim_time = bool(self.get_parameter("use_sim_time").value)
-        self._driver = create_driver(str(self._values["driver"]), self, arm)
+        self._driver = create_driver(str(self._values["driver"]), self, arm, settings)
         self._controller = ArmController(arm, config, armed=self._driver.arms_at_start)
+        self._ready = False  # the driver was, when last asked
+        self._heard = time.monotonic()  # when joint states came last, sound or not, steady clock, s
         self._behind_since: float | None = None  # joint states are behind /clock, steady clock, s
         self._moved: float | None = None  # in lock-step time last moved, or a chunk came, steady clock, s
         self._slowest = 0.0  # longest wait for a chunk in lock-step, wall clock, s
@@ -64,7 +67,7 @@ class WidowxNode(Node):
         self._chunks = self._commands = 0
         self._latency = float("nan")
         self._create_outputs()
-        self._create_inputs()
+        self._create_inputs(settings)
         self.add_on_set_parameters_callback(self._on_parameters)
 
     def _create_outputs(self) -> None:
@@ -76,12 +79,11 @@ class WidowxNode(Node):
         self._latencies = self.create_publisher(Float32, "~/latency", 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
-    def _create_inputs(self) -> None:
-        prefix = str(self._values["arm_namespace"]).rstrip("/")
-        joint_states = f"{prefix}/joint_states" if prefix else "joint_states"
+    def _create_inputs(self, settings: DriverSettings) -> None:
         try:
-            self.create_subscription(JointState, joint_states, self._on_joints, 20)
+            self.create_subscription(JointState, settings.under("joint_states"), self._on_joints, 20)
         except InvalidTopicNameException as error:
+            prefix = settings.arm_namespace
             raise ConfigError(f"arm_namespace = {prefix!r} is not a ROS name (valid: as /wx250s, or empty)") from error
         self._source = ChunkSource(self, "action_chunk", self._on_chunk, self._on_other_publisher)
         self.create_service(SetBool, "~/arm", self._on_arm)
@@ -113,9 +115,14 @@ class WidowxNode(Node):
         return measured if self._sim_time and measured is not None else self._clock_time()
 
     def _run(self) -> None:
-        """Send what is due."""
-        if not self._driver.is_ready():
+        """Send what is due; an arm that went away holds when it is back, whatever was left to do."""
+        if status := self._driver.status():
+            if self._ready:
+                self._ready = False
+                self._controller.refuse("driver")
+                self.get_logger().error(f"the arm went away: {status}")
             return
+        self._ready = True
         while (command := self._controller.tick(self._now())) is not None:
             self._send(command)
 
@@ -130,7 +137,7 @@ class WidowxNode(Node):
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = time.monotonic()
-        elif time.monotonic() - self._behind_since > SILENCE and self._driver.is_ready():
+        elif time.monotonic() - self._behind_since > SILENCE and not self._driver.status():
             command = self._controller.watch(self._clock_time())
             if command is not None:
                 self._send(command)
@@ -143,7 +150,7 @@ class WidowxNode(Node):
             # A driver that does not stamp, or whose clock is ahead, lest silence go unnoticed: the time of arrival.
             arrival = self._clock_time()
             stamp = min(stamp, arrival) if stamp != 0.0 else arrival
-        self._behind_since = None
+        self._heard, self._behind_since = time.monotonic(), None
         before = self._controller.measured_at
         self._controller.joint_states(message.name, message.position, stamp)
         if self._moved is not None and self._controller.measured_at != before:
@@ -236,11 +243,10 @@ class WidowxNode(Node):
 
     def _on_report(self) -> None:
         measured = self._controller.measured_at
-        waiting = ""
-        if not self._driver.is_ready():
-            waiting = f"nobody listens to driver {self._values['driver']}"
-        elif measured is None:
-            waiting = "no joint states"
+        # By the wall clock: simulated time ends with the simulator. In lock-step a moment is repeated every 0.5 s.
+        silence = time.monotonic() - self._heard
+        missing = "no joint states" if measured is None else f"no joint states for {silence:.0f} s"
+        waiting = self._driver.status() or (missing if measured is None or silence > SILENCE else "")
         about = {
             "driver": str(self._values["driver"]),
             "chunks": str(self._chunks),
@@ -259,6 +265,7 @@ class WidowxNode(Node):
         """Hold the arm where it is and see that delivered."""
         self._controller.disarm("shutdown")
         self._run()
+        self._ready = False
         self._driver.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.node import Node
@@ -11,13 +11,15 @@ from rclpy.parameter import Parameter
 
 from dtp_ros.errors import ConfigError, require_choice
 from dtp_ros.ros.drivers import DRIVERS
+from dtp_ros.ros.drivers.base import DriverSettings
+from dtp_ros.ros.drivers.cartesian import CONTROLLERS
 from dtp_ros.widowx.controller import LATE_ACTIONS, ControllerConfig
 from dtp_ros.widowx.gate import GATE_RANGES, GateConfig
 from dtp_ros.widowx.kinematics import ROBOTS
 from dtp_ros.widowx.semantics import REFERENCES
 
 Value = str | float | list[float]
-_C, _G = ControllerConfig(), GateConfig()
+_C, _G, _D = ControllerConfig(), GateConfig(), DriverSettings()
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,31 @@ def _gate(name: str, meaning: str) -> Spec:
     return Spec(getattr(_G, name), meaning, GATE_RANGES[name])
 
 
+def _driver(name: str, meaning: str, limits: tuple[float, float] | None = None, choices: tuple[str, ...] = ()) -> Spec:
+    return Spec(getattr(_D, name), meaning, limits, choices, fixed=True)
+
+
 SPECS: Mapping[str, Spec] = {
     "driver": Spec("dry_run", "where commands go", choices=tuple(DRIVERS), fixed=True),
     "robot": Spec("wx250s", "the arm", choices=tuple(ROBOTS), fixed=True),
-    "arm_namespace": Spec("", "prefix of the arm's own topics, e.g. /wx250s; empty: this node's namespace", fixed=True),
-    "base_frame": Spec("base_link", "frame of chunks, poses and the workspace", fixed=True),
-    "end_effector_frame": Spec("ee_gripper_link", "frame that `~/commanded_gripper` is stamped with", fixed=True),
+    "arm_namespace": _driver("arm_namespace", "prefix of the arm's topics, e.g. /wx250s; empty: this node's namespace"),
+    "base_frame": _driver("base_frame", "frame of chunks, poses and the workspace"),
+    "end_effector_frame": _driver("end_effector_frame", "frame of the end effector, as `~/commanded_gripper` has it"),
+    "arm_controller": _driver("arm_controller", "driver joint_trajectory: the arm's controller"),
+    "gripper_controller": _driver(
+        "gripper_controller", "drivers joint_trajectory, servo, cartesian: the gripper's controller"
+    ),
+    "servo_topic": _driver("servo_topic", "driver servo: topic of MoveIt Servo's twists"),
+    "cartesian_controller": _driver(
+        "cartesian_controller", "driver cartesian: whose it is", choices=tuple(CONTROLLERS)
+    ),
+    "cartesian_topic": _driver("cartesian_topic", "driver cartesian: topic of the poses; empty: that controller's own"),
+    "cartesian_frame": _driver("cartesian_frame", "driver cartesian: frame it expects; empty: it is asked"),
+    "profile_move_time": _driver("profile_move_time", "driver interbotix: time of a move, s", (0.05, 5.0)),
+    "profile_acceleration_time": _driver(
+        "profile_acceleration_time", "driver interbotix: time to speed up and to slow down, s", (0.0, 2.5)
+    ),
+    "gripper_pwm": _driver("gripper_pwm", "driver interbotix: drive of a gripper in PWM mode", (150.0, 350.0)),
     "reference": Spec(_C.reference, "pose that increments are composed on", choices=REFERENCES),
     "workspace_low": Spec(list(_G.workspace_low), "lowest x y z of the end effector in the base frame, m"),
     "workspace_high": Spec(list(_G.workspace_high), "highest x y z of the end effector in the base frame, m"),
@@ -77,6 +98,14 @@ def declare(node: Node) -> dict[str, Value]:
 def changed(values: Mapping[str, Value], parameters: Iterable[Parameter]) -> dict[str, Value]:
     """The values with those of `parameters` that are ours replaced."""
     return {**values, **{p.name: _plain(p) for p in parameters if p.name in SPECS}}
+
+
+def driver_settings(values: Mapping[str, Value]) -> DriverSettings:
+    """What drivers are told; raises ConfigError naming the value and what is valid."""
+    for name, spec in SPECS.items():
+        if spec.limits is not None:
+            _number(values, name)
+    return DriverSettings(**{field.name: values[field.name] for field in fields(DriverSettings)})  # type: ignore[arg-type]
 
 
 def controller_config(values: Mapping[str, Value]) -> ControllerConfig:

@@ -42,6 +42,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "joint_states": Check("holds", "joint_state_timeout", "no joint states, or too old ones"),
         "command_timeout": Check("holds", "command_timeout", "no further action came in time"),
         "not_armed": Check("holds", "", "the arm is not armed"),
+        "driver": Check("holds", "driver", "the arm's own driver went away, or is not set up any more"),
         "going_home": Check("drops", "", "a chunk came while the arm was going home"),
         "late": Check("drops", "late_actions", "the action's time was over"),
         "time_backwards": Check("drops", "", "a stamp before the last one: state forgotten, the next is taken"),

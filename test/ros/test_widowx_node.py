@@ -296,7 +296,7 @@ def test_the_end_is_a_hold_and_exit_code_0(number):
 
 @pytest.mark.parametrize(
     ("argument", "reason"),
-    [("driver:=interbotix", "valid: dry_run, sim"), ("command_timeout:=1", "command_timeout")],
+    [("driver:=teleport", "valid: dry_run, sim"), ("command_timeout:=1", "command_timeout")],
 )
 def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1(argument, reason):
     process = start_process(argument)

@@ -114,7 +114,7 @@ def test_a_violation_names_the_joint_and_the_limit(gate):
 
 def test_every_check_says_what_it_does():
     assert {check.effect for check in CHECKS.values()} == {"clips", "holds", "stops", "drops"}
-    fields = {*GateConfig.__dataclass_fields__, "base_frame", "robot", "late_actions"}
+    fields = {*GateConfig.__dataclass_fields__, "base_frame", "driver", "robot", "late_actions"}
     for check in CHECKS.values():
         assert check.meaning
         assert {name.strip() for name in check.parameter.split(",") if name} <= fields

@@ -2,27 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
 
+from rclpy.publisher import Publisher
+
+from dtp_ros.errors import ConfigError
 from dtp_ros.widowx.controller import Command
+
+DELIVERY = 0.5  # s that the last message has to be delivered
 
 
 class Driver(Protocol):
     """Sends what the gate let through, and decides nothing.
 
-    A driver is made by `drivers.create_driver`, as `Driver(node, robot)`, and lives in a file of its own; what it
-    imports beyond rclpy and the common messages, it imports there.
+    A driver is made by `drivers.create_driver`, as `Driver(node, robot, settings)`, and lives in a file of its own;
+    what it imports beyond rclpy and the common messages, it imports when it is made. Nothing in it waits, since the
+    node has one thread; only `close` does, for a bounded time.
 
     arms_at_start: whether motion may begin without a call of `~/arm` (nothing that can hurt is moved).
     """
 
     arms_at_start: bool
 
-    def is_ready(self) -> bool:
-        """Whether someone listens; nothing is decided, and so nothing lost, before."""
+    def status(self) -> str:
+        """Why it cannot send, in words, or "" where it can: nothing is decided, and so nothing lost, before."""
 
     def send(self, command: Command) -> None:
         """Send a command; where it is not `armed`, nothing that drives a motor."""
 
     def close(self) -> None:
-        """Leave the arm as it was found (its last command was a hold) and see the last message delivered."""
+        """Leave the arm as it was found (its last command was a hold) and see the last message delivered.
+
+        Called from the thread that spins the node, between two of its callbacks.
+        """
+
+
+@dataclass(frozen=True)
+class DriverSettings:
+    """Where the arm's controllers are, and how they are set; each is the parameter of the same name.
+
+    arm_namespace: prefix of the arm's topics and services, as "/wx250s"; "": the node's namespace.
+    base_frame, end_effector_frame: frames of the poses and twists that are sent.
+    arm_controller, gripper_controller: ros2_control's controllers (drivers joint_trajectory, servo, cartesian).
+    servo_topic: where MoveIt Servo takes twists. cartesian_controller: key of `cartesian.CONTROLLERS`.
+    cartesian_topic: "": that controller's own. cartesian_frame: frame it expects; "": it is asked.
+    profile_move_time, profile_acceleration_time: time of a move and of its acceleration, s (driver interbotix).
+    gripper_pwm: drive of a gripper in PWM mode, 150 ... 350 (driver interbotix).
+    """
+
+    arm_namespace: str = ""
+    base_frame: str = "base_link"
+    end_effector_frame: str = "ee_gripper_link"
+    arm_controller: str = "arm_controller"
+    gripper_controller: str = "gripper_controller"
+    servo_topic: str = "servo_node/delta_twist_cmds"
+    cartesian_controller: str = "fzi"
+    cartesian_topic: str = ""
+    cartesian_frame: str = ""
+    profile_move_time: float = 0.25
+    profile_acceleration_time: float = 0.1
+    gripper_pwm: float = 250.0
+
+    def under(self, name: str) -> str:
+        """The topic, service or action `name` of the arm, in its namespace."""
+        prefix = self.arm_namespace.rstrip("/")
+        return name if not prefix or name.startswith("/") else f"{prefix}/{name}"
+
+
+def unheard(publisher: Publisher) -> str:
+    """That nobody listens to a publisher, or "" where someone does."""
+    return "" if publisher.get_subscription_count() > 0 else f"nobody listens to {publisher.topic_name}"
+
+
+def require_module(name: str, needed_by: str, install: str) -> Any:
+    """Import a module that only some arms need; raises ConfigError that says how to `install` it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ConfigError(f"{needed_by} needs the package {package}, which is not here ({install})") from error

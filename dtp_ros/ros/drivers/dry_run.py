@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rclpy.node import Node
 
+from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.widowx.controller import Command
 from dtp_ros.widowx.kinematics import Robot
 
@@ -13,12 +14,12 @@ class DryRunDriver:
 
     arms_at_start = True
 
-    def __init__(self, node: Node, robot: Robot) -> None:
+    def __init__(self, node: Node, robot: Robot, settings: DriverSettings) -> None:
         node.get_logger().info(f"dry run: commands for {robot.name} are computed and shown, not sent")
 
-    def is_ready(self) -> bool:
-        """Always."""
-        return True
+    def status(self) -> str:
+        """Always ready."""
+        return ""
 
     def send(self, command: Command) -> None:
         """Nothing."""

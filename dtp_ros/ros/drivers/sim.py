@@ -8,6 +8,7 @@ from sensor_msgs.msg import JointState
 
 from dtp_ros.errors import require_choice
 from dtp_ros.ros.conversions import joint_state_to_ros
+from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
 from dtp_ros.widowx.controller import Command
 from dtp_ros.widowx.kinematics import Robot
 
@@ -23,15 +24,15 @@ class SimDriver:
 
     arms_at_start = True
 
-    def __init__(self, node: Node, robot: Robot) -> None:
+    def __init__(self, node: Node, robot: Robot, settings: DriverSettings) -> None:
         """Raises ConfigError for another arm than the simulated one."""
         require_choice("robot of the driver sim", robot.name, ROBOTS)
         self._robot = robot
         self._publisher = node.create_publisher(JointState, "sim/joint_command", 10)
 
-    def is_ready(self) -> bool:
-        """Whether a simulator is subscribed: in lock-step a command that nobody hears would stop time for ever."""
-        return bool(self._publisher.get_subscription_count() > 0)
+    def status(self) -> str:
+        """Whether a simulator is missing: in lock-step a command that nobody hears would stop time for ever."""
+        return unheard(self._publisher)
 
     def send(self, command: Command) -> None:
         """Send the joint targets and the gripper."""
@@ -40,4 +41,4 @@ class SimDriver:
 
     def close(self) -> None:
         """Wait until the simulator has the last hold."""
-        self._publisher.wait_for_all_acked(Duration(seconds=0.5))
+        self._publisher.wait_for_all_acked(Duration(seconds=DELIVERY))

@@ -1,0 +1,118 @@
+"""The driver `servo`: the stream of twists that MoveIt Servo hears, over real DDS."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from driver_harness import CLOSE, FORWARD, malformed, widowx
+from geometry_msgs.msg import TwistStamped
+from trajectory_msgs.msg import JointTrajectory
+from widowx_harness import DEADLINE, running, wait_until
+
+DOMAIN = 83
+NODE = {"driver": "servo"}
+
+
+class Servo:
+    """The ears of MoveIt Servo and of the gripper's controller; twists with the time of their arrival."""
+
+    def __init__(self, bench, topic="/servo_node/delta_twist_cmds"):
+        self.bench, self.twists, self.arrivals, self.gripper = bench, [], [], []
+        bench.create_subscription(TwistStamped, topic, self.on_twist, 100)
+        bench.create_subscription(JointTrajectory, "/gripper_controller/joint_trajectory", self.gripper.append, 10)
+
+    def on_twist(self, message):
+        self.arrivals.append((self.bench.get_clock().now().nanoseconds * 1e-9, message.header.stamp))
+        twist = message.twist
+        self.twists.append([getattr(part, axis) for part in (twist.linear, twist.angular) for axis in "xyz"])
+        self.frame = message.header.frame_id
+
+    def ready(self):
+        wait_until(lambda: self.bench.status()[0] == "disarmed", lambda: f"a listener, {self.bench.status()[0]}")
+
+    def moving(self):
+        return [i for i, twist in enumerate(self.twists) if np.any(twist)]
+
+
+def test_a_twist_lasts_for_its_period_freshly_stamped_then_zero():
+    with running(DOMAIN, **NODE) as bench:
+        servo = Servo(bench)
+        servo.ready()
+        assert bench.arm().success
+        bench.send([0, 0, 0, 0, 0, 0.1, 1.0], FORWARD)
+        wait_until(lambda: len(servo.twists) > 60, "moving, and zeros")
+        moving = servo.moving()
+        twists = np.array([servo.twists[i] for i in moving])
+        first, second = twists[0], twists[-1]
+        np.testing.assert_allclose(first, [0, 0, 0, 0, 0, 0.5], atol=2e-3)  # m/s, rad/s: 0.1 rad in 0.2 s
+        np.testing.assert_allclose(second, [0.1, 0, 0, 0, 0, 0], atol=2e-3)
+        times = np.array([arrival for arrival, _ in servo.arrivals])
+        assert times[moving[-1]] - times[moving[0]] == pytest.approx(0.4, abs=0.15)
+        assert np.median(np.diff(times)) <= 0.05  # 20 Hz or more
+        ages = [arrival - stamp.sec - 1e-9 * stamp.nanosec for arrival, stamp in servo.arrivals]
+        assert np.median(ages) < 0.05
+        assert servo.frame == "base_link"
+        assert not np.any(servo.twists[moving[-1] + 1 :])
+
+
+def test_it_falls_silent_so_that_others_may_have_the_topic():
+    with running(DOMAIN, command_timeout=0.5, **NODE) as bench:
+        servo = Servo(bench)
+        servo.ready()
+        bench.arm()
+        bench.send(FORWARD, CLOSE)
+        wait_until(lambda: len(servo.gripper) == 2, "the gripper's commands")
+        np.testing.assert_allclose([m.points[0].positions[0] for m in servo.gripper], [0.037, 0.015])
+        wait_until(lambda: servo.arrivals and bench.now() - servo.arrivals[-1][0] > 0.5, "silence")
+        assert not np.any(servo.twists[-1])
+
+
+def test_unarmed_silence_and_a_stop_is_zero():
+    with running(DOMAIN, **NODE) as bench:
+        servo = Servo(bench)
+        servo.ready()
+        bench.send(FORWARD)
+        wait_until(lambda: bench.status()[1]["holds/not_armed"] == "1", "a refusal")
+        assert (servo.twists, servo.gripper) == ([], [])
+        bench.arm()
+        bench.send(*[FORWARD] * 20)
+        wait_until(servo.moving, "motion")
+        assert bench.trigger("stop").success
+        wait_until(lambda: not np.any(servo.twists[-1]), "zero")
+        time.sleep(0.3)
+        last = servo.moving()[-1]
+        assert not np.any(servo.twists[last + 1 :])
+
+
+def test_what_must_not_be_sent_is_not():
+    with running(DOMAIN, **NODE) as bench:
+        servo = Servo(bench)
+        servo.ready()
+        bench.arm()
+        for chunk in malformed(bench):
+            bench.chunks.publish(chunk)
+        bench.send(*[FORWARD] * 3)
+        wait_until(lambda: any(twist[0] == pytest.approx(0.1, abs=5e-3) for twist in servo.twists), "a sane motion")
+        twists = np.array(servo.twists)
+        assert np.isfinite(twists).all()
+        assert np.abs(twists[:, :3]).max() < 1.0
+        assert np.abs(twists[:, 3:]).max() < 6 * 1.0 + 1e-6  # six joints at 1 rad/s
+
+
+def test_the_end_is_a_zero_and_exit_code_0():
+    with running(DOMAIN, node=False) as bench, widowx(DOMAIN, **NODE) as node:
+        servo = Servo(bench)
+        bench.ready(expect_sim=False)
+        servo.ready()
+        bench.arm()
+        bench.send(*[FORWARD] * 20)
+        wait_until(servo.moving, "motion")
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(DEADLINE) == 0
+        wait_until(lambda: not np.any(servo.twists[-1]), "zero")
+
+
+def test_a_missing_servo_is_named():
+    with running(DOMAIN, arm_namespace="/left", joint_states="/left/joint_states", **NODE) as bench:
+        assert "nobody listens to /left/servo_node/delta_twist_cmds" in bench.status()[0]
