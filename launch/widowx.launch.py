@@ -1,23 +1,30 @@
 """Camera to command: the policy and the arm, with the simulator where asked. Maps arguments to nodes, nothing else.
 
-An argument left empty says nothing: then `params_file` decides, and else the node's own default.
+An argument left empty says nothing. A parameter is what the last of these says: the node's own default,
+config/robots/<robot>.yaml (a real arm's frames, topics and workspace), `params_file`, the other arguments.
 """
 
+from pathlib import Path
+from typing import Any
+
+import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.parameter_descriptions import Parameter, ParameterValue
 
+from dtp_ros.errors import ConfigError
 from dtp_ros.resources import share_file
 
 BOOLEAN = ["true", "false"]
+ROBOTS = ["", "wx250s", "wx250", "wxai"]
 ARGUMENTS = [
     DeclareLaunchArgument("sim", default_value="false", choices=BOOLEAN, description="start the tabletop simulator"),
-    DeclareLaunchArgument("model", default_value="", description="vision-language-action model (nora)"),
+    DeclareLaunchArgument("model", default_value="", description="the model (nora; tabletop if sim:=true)"),
     DeclareLaunchArgument("checkpoint", default_value="", description="folder, hub id, or tiny (the model's own)"),
     DeclareLaunchArgument("driver", default_value="", description="how the arm is driven (dry_run; sim if sim:=true)"),
-    DeclareLaunchArgument("robot", default_value="", description="wx250s, wx250 or wxai (wx250s)"),
+    DeclareLaunchArgument("robot", default_value="", choices=ROBOTS, description="the arm, its config/robots (none)"),
     DeclareLaunchArgument("params_file", default_value="", description="the nodes' parameters, as config/widowx.yaml"),
     DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
     DeclareLaunchArgument("rviz", default_value="false", choices=BOOLEAN, description="open RViz"),
@@ -26,35 +33,49 @@ ARGUMENTS = [
 
 
 def nodes(context: LaunchContext) -> list[Node]:
-    """The nodes of the arguments' values."""
+    """The nodes of the arguments' values; raises ConfigError where a file is not there."""
     given = {name: LaunchConfiguration(name).perform(context) for name in (a.name for a in ARGUMENTS)}
     sim = given["sim"] == "true"
     if sim:
         given["driver"] = "sim"
+    robot_file = str(share_file(f"config/robots/{given['robot']}.yaml")) if given["robot"] and not sim else ""
+    files = [file for file in (robot_file, given["params_file"]) if file]
+    if not all(Path(file).is_file() for file in files):  # launch_ros would go on without it
+        raise ConfigError(f"params_file = {given['params_file']!r} is not there (valid: a file as config/widowx.yaml)")
 
-    def parameters(*names: str) -> list[object]:
+    def node(kind: str, name: str, *arguments: str, base: tuple[Parameter, ...] = (), **options: Any) -> Node:
         # As strings: a checkpoint called 7 is no number.
-        said = {name: ParameterValue(given[name], value_type=str) for name in names if given[name]}
-        clock = {"use_sim_time": True} if sim else {}
-        return [*([given["params_file"]] if given["params_file"] else []), {**said, **clock}]
+        said = {argument: ParameterValue(given[argument], value_type=str) for argument in arguments if given[argument]}
+        # The simulator makes the time that the others use.
+        clock = {"use_sim_time": True} if sim and kind != "sim_node" else {}
+        # A dictionary is written under the node's full name, which no wildcard of the files can take back: that needs
+        # both the name and the namespace here. `base` is written under /**, which every file overrides.
+        parameters = [*base, *files, *([{**said, **clock}] if said or clock else [])]
+        options |= {"executable": kind, "name": name, "namespace": given["namespace"], "parameters": parameters}
+        return Node(package="dtp_ros", output="screen", **options)
 
-    image = given["image_topic"]
-    remappings = [("image", image), ("image/compressed", f"{image}/compressed")]
-    common = {"package": "dtp_ros", "namespace": given["namespace"], "output": "screen"}
-    policy = parameters("model", "checkpoint", "robot")
+    camera = [("image", given["image_topic"]), ("image/compressed", f"{given['image_topic']}/compressed")]
+    base = (Parameter("model", "tabletop"),) if sim else ()
     started = [
-        Node(executable="policy_node", parameters=policy, remappings=remappings, **common),
-        Node(executable="widowx_node", parameters=parameters("driver", "robot"), **common),
+        node("policy_node", "dtp_policy", "model", "checkpoint", "robot", base=base, remappings=camera),
+        node("widowx_node", "widowx", "driver", "robot"),
     ]
     if sim:
-        # The simulator makes the time that the others use.
-        files = [given["params_file"]] if given["params_file"] else []
-        started.append(Node(executable="sim_node", parameters=files, remappings=remappings, **common))
+        started.append(node("sim_node", "sim", remappings=camera))
     if given["rviz"] == "true":
-        arguments = ["-d", str(share_file("config/dtp.rviz"))]
-        viewer = {"package": "rviz2", "executable": "rviz2", "namespace": given["namespace"]}
-        started.append(Node(arguments=arguments, parameters=[{"use_sim_time": sim}], **viewer))
+        started.append(viewer(robot_file, given["namespace"], camera, sim))
     return started
+
+
+def viewer(robot_file: str, namespace: str, camera: list[tuple[str, str]], sim: bool) -> Node:
+    """RViz on config/dtp.rviz, in the frame and with the description of the arm that the robot's file names."""
+    arguments, remappings = ["-d", str(share_file("config/dtp.rviz"))], list(camera)
+    if robot_file:
+        arm = yaml.safe_load(Path(robot_file).read_text())["/**/widowx"]["ros__parameters"]
+        arguments += ["-f", arm["base_frame"]]
+        remappings.append(("robot_description", f"{arm['arm_namespace']}/robot_description"))
+    options = {"arguments": arguments, "remappings": remappings, "parameters": [{"use_sim_time": sim}]}
+    return Node(package="rviz2", executable="rviz2", namespace=namespace, **options)
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -23,7 +23,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -34,7 +34,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtp_ros.engine.types import StepResult
 from dtp_ros.errors import DtpError, ObservationError
-from dtp_ros.ros.compat import HAS_MESSAGE_INFO
+from dtp_ros.ros.compat import HAS_MESSAGE_INFO, LastingExecutor
 from dtp_ros.ros.conversions import action_chunk_to_ros
 from dtp_ros.ros.debug_images import DebugImages
 from dtp_ros.ros.parameters import PolicyParameters, Settings
@@ -73,7 +73,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self._worker: Worker[Frame] = Worker(self._step, self._on_crash)
         self._create_interfaces()
         if self.settings.autostart:
-            self._start_timer = self.create_timer(0.0, self._autostart, self._transitions, clock=self._steady)
+            self.create_guard_condition(self._autostart, self._transitions).trigger()  # once there is an executor
 
     @property
     def settings(self) -> Settings:
@@ -162,7 +162,6 @@ class PolicyNode(LifecycleNodeMixin, Node):
         return outcome
 
     def _autostart(self) -> None:
-        self.destroy_timer(self._start_timer)
         if try_transition(self, self.trigger_configure):
             try_transition(self, self.trigger_activate)
 
@@ -306,7 +305,7 @@ def main(args: list[str] | None = None) -> int:
         if rclpy.ok():  # else SIGTERM ended the graph while the node was being made
             raise
         return 0
-    executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
+    executor = LastingExecutor(num_threads=NUM_THREADS)
     executor.add_node(node)
     try:
         executor.spin()

@@ -12,7 +12,7 @@ from graph import spinning
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.clock import ClockType
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -22,6 +22,7 @@ from std_msgs.msg import Float32, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from dtp_ros.ros.compat import LastingExecutor
 from dtp_ros.ros.images import image_to_ros
 from dtp_ros.ros.policy_metrics import METRICS
 from dtp_ros.ros.policy_node import NUM_THREADS, PolicyNode
@@ -62,7 +63,7 @@ def running_policy(domain, **overrides):
         policy = PolicyNode(parameter_overrides=[Parameter(n, value=v) for n, v in overrides.items()])
         with (
             spinning(User(), SingleThreadedExecutor()) as user,
-            spinning(policy, MultiThreadedExecutor(NUM_THREADS)),
+            spinning(policy, LastingExecutor(NUM_THREADS)),
         ):
             try:
                 yield policy, user

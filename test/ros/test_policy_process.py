@@ -77,7 +77,9 @@ def test_a_missing_checkpoint_leaves_it_alive_and_sigterm_ends_it(user, start):
     code, output = ended(process)
     assert code == 0, output
     assert "Traceback" not in output
-    assert sum("configure refused" in line for line in output.splitlines()) == 1
+    (line,) = [line for line in output.splitlines() if "configure refused" in line]
+    assert line.startswith("[ERROR]")
+    assert "/nowhere/at/all" in line
 
 
 def test_parameters_answer_within_200_ms_while_libraries_and_weights_load(user, start):

@@ -1,0 +1,49 @@
+"""What the executor of the policy node survives, which rclpy's own does not."""
+
+import threading
+import time
+
+import pytest
+import rclpy
+from graph import spinning
+from policy_harness import wait_until
+from rclpy.node import Node
+from std_msgs.msg import String
+
+from dtp_ros.ros.compat import LastingExecutor
+
+DOMAIN = 72
+
+
+@pytest.fixture
+def nodes():
+    rclpy.init(domain_id=DOMAIN)
+    with spinning(Node("source")) as source, spinning(Node("sink"), LastingExecutor(num_threads=4)) as sink:
+        yield source, sink
+    rclpy.try_shutdown()
+
+
+def test_subscriptions_that_come_and_go_under_a_stream_leave_the_node_alive(nodes):
+    """As a policy that is cleaned up while images arrive; rclpy's executor lasts a second or two here."""
+    source, sink = nodes
+    publisher, heard, ended = source.create_publisher(String, "stream", 10), [], threading.Event()
+
+    def publish():
+        while not ended.wait(0.0005):
+            publisher.publish(String(data="x"))
+
+    stream = threading.Thread(target=publish)
+    stream.start()
+    try:
+        end = time.monotonic() + 5.0
+        while time.monotonic() < end:
+            subscription = sink.create_subscription(String, "stream", heard.append, 10)
+            time.sleep(0.02)
+            sink.destroy_subscription(subscription)
+        assert heard
+        sink.create_subscription(String, "stream", heard.append, 10)
+        before = len(heard)
+        wait_until(lambda: len(heard) > before + 10, "what the last subscription hears", 10.0)
+    finally:
+        ended.set()
+        stream.join()
