@@ -19,3 +19,11 @@ def share_file(relative: str) -> Path:
         if (root / relative).is_file():
             return root / relative
     raise ConfigError(f"{relative} is not installed (looked in {', '.join(map(str, roots))})")
+
+
+def package_folder(relative: str) -> Path:
+    """Folder of data inside the package itself, such as `models/tabletop_weights`; raises ConfigError."""
+    folder = Path(__file__).resolve().parent / relative
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not installed")
+    return folder

@@ -145,6 +145,33 @@ def load_fast_codec(folder: Path, horizon: int) -> FastCodec:
 
 
 @dataclass(frozen=True)
+class UniformBins:
+    """Values in [-1, 1] as `count` equal bins (RT-2, Brohan et al., arXiv 2307.15818; also the bins of OpenVLA).
+
+    Bin i covers [-1 + 2 i / count, -1 + 2 (i + 1) / count) and stands for its middle; what is beyond goes to the end.
+    """
+
+    count: int
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """The value of each bin, float64 [count]."""
+        middles: NDArray[np.float64] = (2.0 * np.arange(self.count) + 1.0) / self.count - 1.0
+        return middles
+
+    def encode(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Bins of normalised values, int64 of the same shape."""
+        bins: NDArray[np.int64] = np.floor((values + 1.0) * 0.5 * self.count).astype(np.int64)
+        return bins.clip(0, self.count - 1)
+
+    def decode(self, bins: Sequence[int]) -> NDArray[np.float64]:
+        """Normalised values float64 [N] of bins; raises ActionDecodeError for one outside 0 ... count - 1."""
+        if outside := [b for b in bins if not 0 <= b < self.count]:
+            raise ActionDecodeError(f"bin {outside[0]} is outside 0 ... {self.count - 1}")
+        return self.centres[np.asarray(bins, dtype=np.int64)]
+
+
+@dataclass(frozen=True)
 class ActionStatistics:
     """Quantiles of a training set's actions: q01, q99 float64 [7], mask bool [7] (False: was never normalised)."""
 
@@ -156,6 +183,11 @@ class ActionStatistics:
         """Normalised actions [..., 7] to physical ones: -1 is q01, 1 is q99; dimensions outside the mask are kept."""
         physical = 0.5 * (actions + 1.0) * (self.q99 - self.q01) + self.q01
         return np.where(self.mask, physical, actions)
+
+    def normalise(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Physical actions [..., 7] to normalised ones, clipped to [-1, 1]; dimensions outside the mask are kept."""
+        spread = np.where(self.mask, np.maximum(self.q99 - self.q01, ROUNDING), 1.0)
+        return np.where(self.mask, np.clip(2.0 * (actions - self.q01) / spread - 1.0, -1.0, 1.0), actions)
 
 
 def load_statistics(folder: Path, key: str, name: str = "norm_stats.json") -> ActionStatistics:

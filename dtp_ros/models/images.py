@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from functools import lru_cache
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,6 +28,13 @@ def bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def area(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """OpenCV's INTER_AREA resize to [size, size, 3], which averages what a pixel covers; bilinear where it enlarges."""
+    height, width = image.shape[:2]
+    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), dtype=np.uint8)
 
 
 def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from dtp_ros.resources import share_file
 if TYPE_CHECKING:
     from dtp_ros.models.base import VlaAdapter
 
-_ADAPTERS = {"nora": "dtp_ros.models.nora"}
+_ADAPTERS = {"nora": "dtp_ros.models.nora", "tabletop": "dtp_ros.models.tabletop"}
 _TINY = "tiny"
 _PRUNING = tuple(field.name for field in fields(PruningConfig))
 _TYPES: Mapping[str, type] = {

@@ -1,0 +1,308 @@
+"""The package's own small policy for its tabletop: an image and an instruction to seven binned action tokens.
+
+A convolutional tower gives 8 x 8 image tokens; then come the instruction's words, the token [ACT], and the actions, all
+through a small Llama. The prompt is bidirectional (a prefix language model, as PaliGemma), so the order image before
+instruction gives relevance by attention (Eq. 1). It was trained in this package (docs/tabletop.md), which ships its
+weights; nothing of it comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dtp_ros.errors import ActionDecodeError, CheckpointError, ObservationError, require_choice
+from dtp_ros.models import checkpoint as ckpt
+from dtp_ros.models import images
+from dtp_ros.models.action_tokens import ActionStatistics, UniformBins, load_statistics
+from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
+from dtp_ros.models.tiny import TINY, tiny_checkpoint
+from dtp_ros.resources import package_folder
+
+MODEL_TYPE = "dtp_tabletop"
+SHIPPED = "shipped"
+STATISTICS_KEY = "tabletop"
+FILES = ("config.json", "tokenizer.json", "norm_stats.json")
+PREPROCESS = ("area",)
+UNKNOWN, ACT = "[UNK]", "[ACT]"
+UNKNOWN_ID, ACT_ID = 0, 1
+DIMENSIONS = 7
+MAX_WORDS = 32
+STRIDE = 16  # pixels of the model's image a token
+_TINY_WORDS = ("put", "the", "carrot", "spoon", "on", "plate", "towel")
+
+
+@dataclass(frozen=True)
+class TabletopConfig:
+    """Sizes of the network. image_size: pixels, a multiple of 16; widths: channels of the tower's three stages."""
+
+    vocabulary: int
+    image_size: int = 128
+    widths: tuple[int, int, int] = (48, 96, 192)
+    hidden: int = 160
+    layers: int = 6
+    heads: int = 5
+    mlp: int = 416
+    bins: int = 256
+
+    @property
+    def side(self) -> int:
+        """Image tokens along each side."""
+        return self.image_size // STRIDE
+
+    @classmethod
+    def read(cls, folder: Path) -> TabletopConfig:
+        """From config.json; raises CheckpointError."""
+        raw = ckpt.require_model_type(folder, MODEL_TYPE)
+        try:
+            values = {name: raw[name] for name in cls.__dataclass_fields__}
+            config = cls(**{**values, "widths": tuple(values["widths"])})
+            sizes = (config.vocabulary, config.image_size, *config.widths, config.hidden, config.heads, config.bins)
+            valid = all(isinstance(size, int) and size > 0 for size in sizes)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} is incomplete ({error})") from None
+        if not valid or len(config.widths) != 3 or config.image_size % STRIDE or config.hidden % config.heads:
+            raise CheckpointError(f"{folder / 'config.json'}: sizes that make no network: {values}")
+        return config
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions and a short cut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.first_norm = nn.GroupNorm(8, width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.GroupNorm(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = functional.silu(self.first_norm(self.first(x)))
+        return functional.silu(x + self.second_norm(self.second(inner)))
+
+
+class TabletopNetwork(nn.Module):
+    """Image tower, Llama and action head; `lm_head` gives the logits of words and actions."""
+
+    def __init__(self, config: TabletopConfig) -> None:
+        from transformers import LlamaConfig, LlamaModel
+
+        super().__init__()
+        narrow, middle, wide = config.widths
+        self.config = config
+        self.tower = nn.Sequential(
+            nn.Conv2d(3, narrow, 4, stride=4), nn.GroupNorm(8, narrow), nn.SiLU(),
+            nn.Conv2d(narrow, middle, 3, stride=2, padding=1), nn.GroupNorm(8, middle), nn.SiLU(), _Residual(middle),
+            nn.Conv2d(middle, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.SiLU(), _Residual(wide),
+            nn.Conv2d(wide, config.hidden, 1),
+        )  # fmt: skip
+        self.image_positions = nn.Parameter(torch.empty(config.side**2, config.hidden).normal_(std=0.3))
+        self.language_model = LlamaModel(
+            LlamaConfig(
+                vocab_size=config.vocabulary + config.bins,
+                hidden_size=config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                intermediate_size=config.mlp,
+                max_position_embeddings=config.side**2 + MAX_WORDS + 1 + DIMENSIONS,
+                pad_token_id=None, bos_token_id=None, eos_token_id=None,
+            )
+        )  # fmt: skip
+        self.lm_head = nn.Linear(config.hidden, config.vocabulary + config.bins, bias=False)
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """Image tokens [B, side * side, hidden], row-major, of pixels [B, 3, image_size, image_size] in 0 ... 255."""
+        features: Tensor = self.tower((pixels - 127.5) / 64.0)
+        return features.flatten(2).transpose(1, 2) + self.image_positions
+
+
+class TabletopAdapter:
+    """The tabletop policy for the engine (`VlaAdapter`)."""
+
+    name = "tabletop"
+    horizon = 1
+    num_cameras = 1
+    needs_state = False
+    needs_intrinsics = False
+
+    def __init__(self, network: TabletopNetwork, tokenizer: Tokenizer, statistics: ActionStatistics) -> None:
+        config = network.config
+        self.network = network
+        self._tokenizer = tokenizer
+        self._statistics = statistics
+        self._bins = UniformBins(config.bins)
+        self._first = config.vocabulary
+        self.text_model: nn.Module = network.language_model
+        self.grid = (config.side, config.side)
+        self.vocabulary = ActionVocabulary(
+            torch.arange(config.bins) + self._first, min_tokens=DIMENSIONS, max_tokens=DIMENSIONS
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.network.config.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.network.image_positions.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.network.image_positions.dtype
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Decoder layers, in order."""
+        return list(self.network.language_model.layers)
+
+    def prepare(self, observation: Observation) -> Prompt:
+        """Build the prefill; raises ObservationError for no image, or an instruction of no or too many words."""
+        if not observation.images:
+            raise ObservationError("no image (needed: 1)")
+        pixels = images.area(images.require_rgb(observation.images[0]), self.network.config.image_size)
+        words = self.words(observation.instruction)
+        ids = torch.tensor([[*words, ACT_ID]], device=self.device)
+        with torch.no_grad():
+            batch = torch.from_numpy(pixels).to(self.device, self.dtype).permute(2, 0, 1)[None]
+            embeddings = torch.cat([self.network.image_tokens(batch), self.embed(ids)], dim=1)
+        length, tokens = embeddings.shape[1], self.grid[0] * self.grid[1]
+        positions = torch.arange(length, device=self.device)
+        layout = TokenLayout(positions[:tokens], positions[tokens : length - 1], *self.grid, relevance="attention")
+        return Prompt(embeddings, positions[None], length, layout, bidirectional=True)
+
+    def words(self, instruction: str) -> list[int]:
+        """Ids of an instruction's words, 1 ... 32; a word that the policy never saw is [UNK].
+
+        Raises ObservationError.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(instruction, add_special_tokens=False).ids
+        except (UnicodeError, TypeError):
+            raise ObservationError("the instruction holds characters that are not Unicode text") from None
+        if not 1 <= len(ids) <= MAX_WORDS:
+            shown = instruction[:80]
+            raise ObservationError(f"the instruction {shown!r} has {len(ids)} words (valid: 1 ... {MAX_WORDS})")
+        return ids
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [1, L, hidden] of int64 [1, L]."""
+        embeddings: Tensor = self.network.language_model.embed_tokens(ids.to(self.device))
+        return embeddings
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., vocabulary] of last hidden states."""
+        logits: Tensor = self.network.lm_head(hidden)
+        return logits.float()
+
+    def grammar(self) -> None:
+        """Every seven bins are an action: there is nothing to restrict."""
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """The action [1, 7] of seven ids, gripper 0 ... 1 (1 = open); raises ActionDecodeError."""
+        if len(ids) != DIMENSIONS:
+            raise ActionDecodeError(f"{len(ids)} action tokens (valid: {DIMENSIONS})")
+        values = self._bins.decode([i - self._first for i in ids])
+        action = self._statistics.unnormalise(values)
+        action[6] = np.clip(0.5 * (values[6] + 1.0), 0.0, 1.0)
+        return action[None]
+
+    def reset(self) -> None:
+        """The policy has no history: nothing to forget."""
+
+
+def load(
+    checkpoint: str,
+    *,
+    revision: str,
+    device: str,
+    dtype: str,
+    preprocess: str,
+    options: Mapping[str, object],
+    progress: ckpt.Progress,
+) -> TabletopAdapter:
+    """Load the shipped weights (`shipped`), a folder that `make train` wrote, a hub id or `tiny`.
+
+    See `registry.load_adapter` for the errors.
+    """
+    require_choice("preprocess", preprocess, PREPROCESS)
+    place = ckpt.resolve_device(device)
+    fetch = ckpt.stage(progress, 0.0, 0.4)
+    if checkpoint == TINY:
+        folder = tiny_checkpoint("tabletop", _write_tiny, fetch)
+    elif checkpoint == SHIPPED:
+        folder = package_folder("models/tabletop_weights")
+    else:
+        folder = ckpt.resolve(checkpoint, revision, FILES, fetch)
+    config = TabletopConfig.read(folder)
+    kind = ckpt.resolve_dtype(dtype, place, "float32")
+    statistics = load_statistics(folder, STATISTICS_KEY)
+    tokenizer = _load_tokenizer(folder, config)
+    with ckpt.blank_model(place, kind):
+        network = TabletopNetwork(config)
+    ckpt.load_weights(network, folder, lambda key: key, {}, ckpt.stage(progress, 0.4, 1.0))
+    network.requires_grad_(False).eval()
+    return TabletopAdapter(network, tokenizer, statistics)
+
+
+def _load_tokenizer(folder: Path, config: TabletopConfig) -> Tokenizer:
+    path = ckpt.require_file(folder, "tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    special = tokenizer.token_to_id(UNKNOWN), tokenizer.token_to_id(ACT)
+    if special != (UNKNOWN_ID, ACT_ID) or tokenizer.get_vocab_size() != config.vocabulary:
+        size = tokenizer.get_vocab_size()
+        raise CheckpointError(f"{path} has {size} words, not {config.vocabulary} with {UNKNOWN} and {ACT} first")
+    return tokenizer
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer of lower-case words: [UNK] is 0, [ACT] 1, then `words` in their order; all else separates them."""
+    vocabulary = {word: i for i, word in enumerate((UNKNOWN, ACT, *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[^a-z]+"), behavior="removed")
+    return tokenizer
+
+
+def write_checkpoint(
+    folder: Path, network: TabletopNetwork, tokenizer: Tokenizer, statistics: ActionStatistics
+) -> None:
+    """Write what `load` reads: config.json, tokenizer.json, norm_stats.json and model.safetensors (float32)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": MODEL_TYPE, "dtype": "float32", **vars(network.config)}
+    quantiles = {name: getattr(statistics, name).tolist() for name in ("q01", "q99", "mask")}
+    for name, value in (("config.json", config), ("norm_stats.json", {STATISTICS_KEY: {"action": quantiles}})):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    weights = {name: value.detach().float().contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, folder / ckpt.WEIGHTS, metadata={"format": "pt"})
+
+
+def _write_tiny(folder: Path) -> None:
+    """Random weights, spread so far that attention is not uniform."""
+    tokenizer = word_tokenizer(_TINY_WORDS)
+    generator = torch.Generator().manual_seed(0)
+    network = TabletopNetwork(
+        TabletopConfig(tokenizer.get_vocab_size(), widths=(16, 24, 32), hidden=32, layers=6, heads=2, mlp=64)
+    )
+    for name, value in network.named_parameters():
+        if "norm" not in name and value.dim() > 1:
+            nn.init.normal_(value, std=0.2, generator=generator)
+    limit = np.array([0.04, 0.04, 0.04, 0.1, 0.1, 0.15, 1.0])
+    write_checkpoint(folder, network, tokenizer, ActionStatistics(-limit, limit, np.array([True] * 6 + [False])))
