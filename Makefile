@@ -9,15 +9,16 @@ PIP_FLAGS := --quiet --disable-pip-version-check --progress-bar on
 # A sourced ROS 2 serves where its rclpy imports; else the registry's wheels do.
 SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo yes)
 
-MODEL ?= nora
-CHECKPOINT ?= tiny
+MODEL ?= tabletop
+CHECKPOINT ?=
 POLICY ?= model
 IMAGES ?=
-TASK ?= carrot_on_plate
+TASK ?=
+INSTRUCTION ?=
 EPISODE ?= 0
 STEPS ?= 60
 
-.PHONY: demo test test-all lint venv expert-table clean help
+.PHONY: demo test test-all lint venv train success-table expert-table region-table clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,9 +38,9 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (CHECKPOINT= MODEL= POLICY=expert IMAGES= TASK= EPISODE=)
+demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (INSTRUCTION= TASK= EPISODE= MODEL= CHECKPOINT= IMAGES= POLICY=expert)
 	$(BIN)/python tools/demo.py --model $(MODEL) --checkpoint "$(CHECKPOINT)" --policy $(POLICY) --images "$(IMAGES)" \
-	  --task $(TASK) --episode $(EPISODE) --steps $(STEPS)
+	  --task "$(TASK)" --instruction "$(INSTRUCTION)" --episode $(EPISODE) --steps $(STEPS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -59,8 +60,17 @@ $(OLDEST)/.ready: requirements/oldest.txt
 	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -r $<
 	@touch $@
 
+train: $(STAMP) ## the tabletop policy from nothing, about an hour on 2 cores; goes on where it was interrupted
+	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
+
+success-table: $(STAMP) ## the tabletop policy on all 96 configurations in every setting, over ROS 2
+	$(BIN)/python tools/success_table.py --settings plain clutter lookalike unseen $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+
 expert-table: $(STAMP) ## the expert on all 96 configurations, over ROS 2
-	$(BIN)/python tools/expert_table.py
+	$(BIN)/python tools/success_table.py --policy expert --out out/expert
+
+region-table: $(STAMP) ## whether DTP's important region holds what the task is about
+	$(BIN)/python tools/region_table.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 clean: ## what was built here
 	rm -rf out build install log

@@ -1,0 +1,1 @@
+"""Training, and experiments on the tabletop without ROS."""

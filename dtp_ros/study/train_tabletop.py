@@ -1,0 +1,198 @@
+"""`make train`: demonstrations, training, and the choice of a checkpoint for the tabletop policy, from nothing.
+
+Everything goes to one folder and is taken up where it was left: shards of demonstrations, the state of the training,
+the candidates, and `checkpoint`, which the package loads (`checkpoint:=out/train/checkpoint`). No step sees the fixed
+configurations that evaluations use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dtp_ros.models.action_tokens import ActionStatistics
+from dtp_ros.models.tabletop import TabletopConfig, TabletopNetwork, write_checkpoint
+from dtp_ros.study.curves import write_training_curve
+from dtp_ros.study.demonstrations import Frames, demonstrations
+from dtp_ros.study.objective import Batches, Objective, tabletop_tokenizer
+from dtp_ros.study.rollouts import own_demonstrations, success
+from dtp_ros.study.shards import process_pool, read_shard, read_shards, shard_path, write_shards
+from dtp_ros.study.training import Trainer, TrainingConfig
+
+OUT = Path("out/train")
+SHARD_FRAMES = 1000
+VALIDATION_SEED, OWN_SEED, CHOICE_SEED = 9000, 5000, 9001
+VALIDATION_SAMPLES = 512
+STAGES = ("demonstrations", "training", "choice")
+OWN_AT = (0.4, 2 / 3)  # shares of the training after which episodes of the policy's own join the demonstrations
+CANDIDATES = (0.9, 1.0)  # shares of the training after which the averaged weights are a candidate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the run: shards of demonstrations and, each time, of own episodes; episodes a task for the choice."""
+
+    shards: int = 100
+    own_shards: int = 10
+    choice_episodes: int = 24
+    workers: int = 2
+
+
+class Run:
+    """One training from what is in `out` on; `execute` leaves `checkpoint` and `report.json` there."""
+
+    def __init__(self, out: Path, plan: Plan, training: TrainingConfig, config: TabletopConfig) -> None:
+        self.out, self.plan, self.training, self.config = out, plan, training, config
+        self.tokenizer = tabletop_tokenizer()
+        self._shards = out / "demonstrations"
+
+    def execute(self) -> dict[str, object]:
+        """Every stage; the report."""
+        clock = [time.monotonic()]
+        seeds = list(range(self.plan.shards))
+        make = partial(demonstrations, frames=SHARD_FRAMES, size=self.config.image_size)
+        write_shards(self._shards, [*seeds, VALIDATION_SEED], make, self.plan.workers, "demonstrations")
+        clock.append(time.monotonic())
+        frames = read_shards(self._shards, seeds)
+        trainer = self._trainer(frames)
+        trainer.run(self._batches(frames), self._step(OWN_AT[0]), self._validate)
+        del frames
+        own: list[int] = []
+        for share, end in zip(OWN_AT, (*OWN_AT[1:], CANDIDATES[0]), strict=True):
+            own += self._own_episodes(trainer, share)
+            batches = self._batches(read_shards(self._shards, [*seeds, *own]))
+            trainer.run(batches, self._step(end), self._validate)
+        names = self._candidates(trainer, batches)
+        clock.append(time.monotonic())
+        with process_pool(self.plan.workers) as pool:
+            solved = list(pool.map(partial(_judge, self.out, self.plan.choice_episodes), names))
+        candidates = dict(zip(names, solved, strict=True))
+        chosen = max(candidates, key=lambda name: (sum(candidates[name].values()), name))
+        shutil.copytree(self.out / chosen, self.out / "checkpoint", dirs_exist_ok=True)
+        clock.append(time.monotonic())
+        return {
+            "plan": asdict(self.plan),
+            "training": asdict(self.training),
+            "parameters": sum(p.numel() for p in TabletopNetwork(self.config).parameters()),
+            "frames": {"demonstrations": self._count(seeds), "own episodes": self._count(own)},
+            "candidates": candidates,
+            "chosen": chosen,
+            "seconds_of_this_run": dict(zip(STAGES, np.diff(clock).round().tolist(), strict=True)),
+            "training_seconds": round(trainer.seconds),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _trainer(self, frames: Frames) -> Trainer:
+        """A trainer, from where it was left; the actions' percentiles are those of the demonstrations."""
+        self._statistics = action_statistics(frames)
+        objective = Objective(new_network(self.config, self.training.seed))
+        trainer = Trainer(objective, self.training, self.out)
+        held_out = self._batches(read_shards(self._shards, [VALIDATION_SEED]))
+        self._validate = partial(_validation, trainer, self.config, held_out)
+        return trainer
+
+    def _own_episodes(self, trainer: Trainer, share: float) -> list[int]:
+        """Seeds of the shards that the policy drives itself after this share of its training."""
+        first = OWN_SEED + 100 * OWN_AT.index(share)
+        seeds = [first + i for i in range(self.plan.own_shards)]
+        driver = f"driver_{round(100 * share)}"
+        if trainer.step == self._step(share):
+            self._save(trainer, driver)
+        make = partial(own_demonstrations, self.out / driver, frames=SHARD_FRAMES)
+        write_shards(self._shards, seeds, make, self.plan.workers, "own episodes")
+        return seeds
+
+    def _candidates(self, trainer: Trainer, batches: Batches) -> list[str]:
+        """Train to the end; the names of the checkpoints to choose from."""
+        names = {share: f"candidate_{round(100 * share)}" for share in CANDIDATES}
+        for share, name in names.items():
+            trainer.run(batches, self._step(share), self._validate)
+            if trainer.step == self._step(share):
+                self._save(trainer, name)
+        return list(names.values())
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        network = trainer.averaged(TabletopNetwork(self.config))
+        write_checkpoint(self.out / name, network, self.tokenizer, self._statistics)
+
+    def _batches(self, frames: Frames) -> Batches:
+        return Batches(frames, self._statistics, self.config.bins, self.tokenizer, self.training.seed)
+
+    def _step(self, share: float) -> int:
+        return round(share * self.training.steps)
+
+    def _count(self, seeds: Sequence[int]) -> int:
+        return sum(len(read_shard(shard_path(self._shards, seed))) for seed in seeds)
+
+
+def new_network(config: TabletopConfig, seed: int) -> TabletopNetwork:
+    """A network with random weights, the same for the same seed."""
+    torch.manual_seed(seed)
+    return TabletopNetwork(config)
+
+
+def action_statistics(frames: Frames) -> ActionStatistics:
+    """First and last percentile of the actions; the gripper is kept as it is."""
+    q01, q99 = np.quantile(frames.actions.astype(np.float64), [0.01, 0.99], axis=0)
+    return ActionStatistics(q01, q99, np.array([True] * 6 + [False]))
+
+
+def _validation(trainer: Trainer, config: TabletopConfig, batches: Batches) -> dict[str, float]:
+    """Losses of the averaged weights on frames that are never trained on."""
+    network = trainer.averaged(TabletopNetwork(config))
+    objective = Objective(network)
+    heads = {n: v for n, v in trainer.objective.state_dict().items() if not n.startswith("network.")}
+    objective.load_state_dict(heads, strict=False)
+    index = np.linspace(0, len(batches.frames) - 1, VALIDATION_SAMPLES).astype(np.int64)
+    with torch.inference_mode():
+        parts = [objective(batches.plain(part)) for part in np.array_split(index, VALIDATION_SAMPLES // 64)]
+    return {name: float(torch.stack([part[name] for part in parts]).mean()) for name in parts[0]}
+
+
+def _judge(out: Path, episodes: int, name: str) -> dict[str, int]:
+    return success(out / name, CHOICE_SEED, episodes)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
+    parser.add_argument("--shards", type=int, default=Plan.shards)
+    parser.add_argument("--own-shards", type=int, default=Plan.own_shards)
+    parser.add_argument("--choice-episodes", type=int, default=Plan.choice_episodes)
+    parser.add_argument("--workers", type=int, default=Plan.workers)
+    parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it all; 0 when a checkpoint was chosen."""
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
+    training = TrainingConfig(steps=options.steps, seed=options.seed)
+    config = TabletopConfig(tabletop_tokenizer().get_vocab_size())
+    try:
+        report = Run(options.out, plan, training, config).execute()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    write_training_curve(options.out / "training.jsonl", training.batch, options.out / "curve.png")
+    text = json.dumps(report, indent=2)
+    (options.out / "report.json").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nwritten: {options.out}/checkpoint; try it: make demo CHECKPOINT={options.out}/checkpoint")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

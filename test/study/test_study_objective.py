@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from dtp_ros.sim.instructions import phrases
+from dtp_ros.sim.tasks import TASKS
+from dtp_ros.study.demonstrations import TASK_NAMES
+from dtp_ros.study.objective import CENTRE, SPREAD, Batch, Batches, Objective
+
+
+@pytest.fixture
+def batches(frames, statistics, tokenizer):
+    return Batches(frames, statistics, 256, tokenizer, seed=1)
+
+
+def one(batch: Batch, index: int) -> Batch:
+    """Sample `index` alone, without the padding of the others."""
+    part = Batch(*(getattr(batch, f.name)[index : index + 1] for f in fields(Batch)))
+    return replace(part, words=part.words[:, : int(part.lengths)])
+
+
+def test_every_word_of_every_phrase_is_known(tokenizer):
+    for task in TASKS.values():
+        for phrase in phrases(task):
+            assert 0 not in tokenizer.encode(phrase).ids
+
+
+def test_a_batch_is_the_same_whenever_it_is_asked_for(batches):
+    first, other = batches(3, 8), batches(4, 8)
+    for field in fields(Batch):
+        assert getattr(batches(3, 8), field.name).equal(getattr(first, field.name))
+    assert not first.pixels.equal(other.pixels)
+
+
+def test_what_a_batch_holds_follows_from_the_frames(batches, frames, statistics, tokenizer):
+    index = np.arange(12)
+    batch = batches.plain(index)
+    for i in index:
+        words = batch.words[i, : batch.lengths[i]].tolist()
+        assert tokenizer.decode(words) == TASKS[TASK_NAMES[frames.tasks[i]]].instruction
+        np.testing.assert_array_equal(batch.pixels[i].permute(1, 2, 0).numpy(), frames.images[i])
+        physical = frames.actions[i, :6].clip(statistics.q01[:6], statistics.q99[:6])
+        middle = statistics.q01 + (batch.bins[i].numpy() + 0.5) / 256 * (statistics.q99 - statistics.q01)
+        assert (np.abs(middle[:6] - physical) <= (statistics.q99 - statistics.q01)[:6] / 512 + 1e-6).all()
+        assert batch.bins[i, 6] == 255 * frames.actions[i, 6]
+        np.testing.assert_allclose(
+            batch.positions[i].reshape(3, 3).numpy() * SPREAD + CENTRE, frames.positions[i], atol=1e-6
+        )
+
+
+def test_padding_changes_nothing(network, tokenizer, batches):
+    """Losses of a batch with phrases of many lengths are the mean of the samples' own, each without padding."""
+    batch = batches(0, 6)
+    assert len(set(batch.lengths.tolist())) > 1
+    objective = Objective(network).eval()
+    with torch.no_grad():
+        together = objective(batch)
+        alone = [objective(one(batch, i)) for i in range(6)]
+    for name in ("action", "pointing", "position", "heading", "held"):
+        mean = torch.stack([losses[name] for losses in alone]).mean()
+        torch.testing.assert_close(together[name], mean, atol=2e-5, rtol=1e-5)
+
+
+def test_the_action_loss_is_the_cross_entropy_of_soft_bins(network, tokenizer, batches):
+    """In float64 numpy: Gaussians of 3 bins about the true value, summing to 1; one bin for the gripper."""
+    batch = batches.plain(np.arange(4))
+    kept = []
+    handle = network.lm_head.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        loss = float(Objective(network)(batch)["action"])
+    handle.remove()
+    logits = kept[0][..., network.config.vocabulary :].double().numpy()
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    place = (batch.action.double().numpy() + 1) / 2 * 256
+    target = np.exp(-0.5 * ((np.arange(256) + 0.5 - place[..., None]) / 3) ** 2)
+    target /= target.sum(-1, keepdims=True)
+    expected = -(target * log_p).sum(-1)
+    rows = np.arange(4)
+    expected[:, 6] = -log_p[rows, 6, batch.bins[:, 6].numpy()]
+    assert loss == pytest.approx(expected.mean(), abs=1e-5)
+
+
+def test_a_few_steps_lower_every_loss(network, tokenizer, batches):
+    objective = Objective(network)
+    optimiser = torch.optim.AdamW(objective.parameters(), 3e-3)
+    batch = batches.plain(np.arange(16))
+    history = []
+    for _ in range(40):
+        losses = objective(batch)
+        optimiser.zero_grad()
+        losses["total"].backward()
+        optimiser.step()
+        history.append({name: float(value.detach()) for name, value in losses.items()})
+    for name in ("action", "pointing", "position"):
+        assert history[-1][name] < 0.8 * history[0][name], name

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dtp_ros.engine.policy import DtpPolicy
+from dtp_ros.engine.types import GenerationConfig
+from dtp_ros.models.base import Observation
+from dtp_ros.models.registry import load_adapter
+from dtp_ros.models.tabletop import TabletopAdapter, write_checkpoint
+from dtp_ros.pruning.config import PruningConfig
+from dtp_ros.sim.tasks import TASKS
+from dtp_ros.study import train_tabletop
+from dtp_ros.study.demonstrations import Frames, demonstrations
+from dtp_ros.study.objective import Batches, Objective
+from dtp_ros.study.rollouts import BatchPolicy
+from dtp_ros.study.shards import read_shards, save_shard, shard_path, write_shards
+from dtp_ros.study.training import Trainer, TrainingConfig
+
+OFF = PruningConfig(variant="off", relevance_layers=(1, 2), top_k=7, mask_schedule="per_step")
+
+
+def test_many_at_once_act_as_the_engine_does_one_by_one(network, tokenizer, statistics, frames):
+    """Instructions of different lengths in one padded batch; the engine has neither batch nor padding."""
+    for name, value in network.named_parameters():
+        if "norm" not in name and value.dim() > 1:
+            torch.nn.init.normal_(value, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    adapter = TabletopAdapter(network.eval().requires_grad_(False), tokenizer, statistics)
+    said = ["put the spoon on the towel", "stack the green block on the yellow block", "go", *["put it"] * 3]
+    images = frames.images[:: len(frames) // 6][:6]
+    actions = BatchPolicy(adapter)(images, said)
+    policy = DtpPolicy(adapter)
+    for image, instruction, action in zip(images, said, actions, strict=True):
+        result = policy.step(Observation((image,), instruction), OFF, GenerationConfig())
+        np.testing.assert_array_equal(result.chunk.actions[0], action)
+    assert len({tuple(action) for action in actions}) >= 4
+
+
+def trainer(network, folder, **changes) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    config = TrainingConfig(**{"steps": 8, "batch": 4, "report": 2, "save": 4, **changes})
+    torch.manual_seed(5)
+    return Trainer(Objective(network), config, folder)
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(
+    network, tokenizer, frames, statistics, tmp_path, monkeypatch
+):
+    batches = Batches(frames, statistics, 256, tokenizer, seed=1)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    whole = trainer(network, tmp_path / "whole")
+    whole.run(batches, 8, dict)
+    expected = {name: value.clone() for name, value in whole.averaged(network).state_dict().items()}
+
+    network.load_state_dict(start)
+    cut = trainer(network, tmp_path / "cut")
+
+    class InterruptedTrainingError(Exception):
+        pass
+
+    def until_six(number, size):
+        if number == 6:
+            raise InterruptedTrainingError
+        return batches(number, size)
+
+    with pytest.raises(InterruptedTrainingError):
+        cut.run(until_six, 8, dict)
+    resumed = trainer(network, tmp_path / "cut")
+    assert resumed.step == 4
+    resumed.run(batches, 8, dict)
+    assert resumed.step == 8
+    for name, value in resumed.averaged(network).state_dict().items():
+        assert value.equal(expected[name]), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "training.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_learning_rates_rise_and_fall():
+    config = TrainingConfig(steps=1000, warm_up=100)
+    shares = np.array([config.share(step) for step in range(1000)])
+    assert shares[0] == pytest.approx(0.01)
+    assert 95 <= shares.argmax() <= 105
+    assert (np.diff(shares[105:]) < 0).all()
+    assert shares[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_shards_come_back_as_they_were_and_are_not_made_twice(frames, tmp_path):
+    save_shard(shard_path(tmp_path, 3), frames)
+    write_shards(tmp_path, [3], _never, workers=1, name="test")
+    back = read_shards(tmp_path, [3, 3])
+    for name in Frames.__dataclass_fields__:
+        value = getattr(frames, name)
+        np.testing.assert_array_equal(getattr(back, name), np.concatenate([value, value]))
+    assert [path.name for path in tmp_path.iterdir()] == ["0003.npz"]
+
+
+def _never(seed: int) -> Frames:
+    raise AssertionError(seed)
+
+
+def test_shards_are_made_in_other_processes(tmp_path):
+    write_shards(tmp_path, [1, 2], _small, workers=2, name="test")
+    np.testing.assert_array_equal(read_shards(tmp_path, [2]).images, _small(2).images)
+
+
+def _small(seed: int) -> Frames:
+    return demonstrations(seed, frames=3, size=32)
+
+
+@pytest.mark.long
+def test_make_train_from_nothing_in_small(tmp_path, monkeypatch, capsys):
+    """Every stage with a handful of frames: the result loads and acts; asked again, nothing is done anew."""
+    monkeypatch.setattr(train_tabletop, "SHARD_FRAMES", 60)
+    monkeypatch.setattr(train_tabletop, "VALIDATION_SAMPLES", 64)
+    arguments = ["--out", str(tmp_path), "--steps", "10", "--shards", "2", "--own-shards", "1",
+                 "--choice-episodes", "1", "--workers", "1"]  # fmt: skip
+    assert train_tabletop.main(arguments) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["frames"]["demonstrations"] >= 120
+    assert report["frames"]["own episodes"] >= 60
+    assert set(report["candidates"][report["chosen"]]) == set(TASKS)
+    adapter = load_adapter("tabletop", str(tmp_path / "checkpoint"))
+    weights = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / report["chosen"] / "model.safetensors").read_bytes()
+    result = DtpPolicy(adapter).step(
+        Observation((np.zeros((480, 640, 3), np.uint8),), "put the carrot on the plate"), OFF, GenerationConfig()
+    )
+    assert result.chunk is not None
+    assert train_tabletop.main(arguments) == 0
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_written_checkpoint_is_read_back_bit_for_bit(network, tokenizer, statistics, tmp_path):
+    write_checkpoint(tmp_path / "c", network, tokenizer, statistics)
+    adapter = load_adapter("tabletop", str(tmp_path / "c"))
+    own = network.state_dict()
+    for name, value in adapter.network.state_dict().items():
+        assert value.equal(own[name]), name
+    assert adapter.words("put the spoon") == tokenizer.encode("put the spoon").ids
