@@ -30,9 +30,9 @@ class FrameGate:
         if self.newest is not None and stamp < self.newest:
             return "time_backwards"
         self.newest = stamp
-        if stamp == self.used:
-            return "repeated_stamp"
-        return self.staleness(stamp, now, timeout)
+        if stale := self.staleness(stamp, now, timeout):
+            return stale
+        return "repeated_stamp" if stamp == self.used else ""
 
     def staleness(self, stamp: int, now: int, timeout: int) -> str:
         """`stale` where the image is older than the timeout, or ""."""

@@ -167,6 +167,7 @@ class PolicyInputs:
             if messages is not None:
                 self._hand_on(messages, episode)
         except ImageError as error:
+            self._figures.image(error.cause)
             self._figures.drop(error.cause, str(error))
             self._node.get_logger().warning(f"image dropped: {error}", throttle_duration_sec=5.0)
 
@@ -175,6 +176,7 @@ class PolicyInputs:
         settings, stamp = self._settings(), _stamp_ns(message)
         if index == 0:
             cause = self._gate.refusal(stamp, self._now(), _ns(settings.image_timeout))
+            self._figures.image(cause)
             if cause:
                 self._figures.drop(cause)
                 if cause == "time_backwards":

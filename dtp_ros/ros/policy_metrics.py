@@ -27,6 +27,7 @@ METRICS = (
 DROP_CAUSES = (*IMAGE_CAUSES, *FRAME_CAUSES, "observation", "no_state")
 WINDOW = 100  # steps that rate, latency and fire rate look back
 RATE_MEMORY = 10.0  # s after which a step no longer counts for the rate
+SILENCE = 2.0  # s without an image after which the camera is named; in lock-step an image comes every 0.5 s
 
 
 class MetricPublishers:
@@ -67,6 +68,13 @@ class Figures:
         self._fired: deque[float] = deque(maxlen=WINDOW)
         self._ended: deque[float] = deque(maxlen=WINDOW)
         self._hold_reason = ""  # of the last step
+        self._seen = time.monotonic()  # when the last image came
+        self._dropped = ""  # why it was dropped, "" where it was not
+
+    def image(self, cause: str) -> None:
+        """Note that an image came, and why it is dropped ("": it is not)."""
+        with self._lock:
+            self._seen, self._dropped = time.monotonic(), cause
 
     def drop(self, cause: str, reason: str = "") -> None:
         """Count a dropped image by its cause, one of DROP_CAUSES."""
@@ -115,6 +123,10 @@ class Figures:
         with self._lock:
             if not self._ended:
                 return "no step yet: waits for an image that it can act on"
+            if (silence := time.monotonic() - self._seen) > SILENCE:
+                return f"no image for {silence:.0f} s"
+            if self._dropped not in ("", "repeated_stamp"):  # a moment of lock-step is repeated until it was acted on
+                return f"images are dropped: {self._dropped}"
             if time.monotonic() - self._ended[-1] > RATE_MEMORY:
                 return f"no step for {RATE_MEMORY:.0f} s"
             return f"the last step held: {self._hold_reason}" if self._hold_reason else ""

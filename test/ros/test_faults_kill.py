@@ -1,0 +1,88 @@
+"""kill -9 of each process while the arm moves, each started again, and two policies at once."""
+
+import time
+
+import pytest
+from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, SLACK, TINY_POLICY, graph
+from widowx_harness import wait_until
+
+DOMAIN = 34
+AT_REST = 1.5  # s: the simulated arm's way to its last command
+STANDS_STILL = 5.0  # s of wall time after which time that stands still is taken for a policy that holds
+
+
+def start(person, name):
+    parameters = {
+        "sim_node": {},
+        "widowx_node": {"driver": "sim"},
+        "policy_node": TINY_POLICY,
+        "expert_node": {},
+    }[name]
+    person.processes.start(name, use_sim_time=name != "sim_node", **parameters)
+
+
+@pytest.fixture(scope="module")
+def graph_of_all(tmp_path_factory):
+    with graph(DOMAIN, tmp_path_factory.mktemp("log")) as person:
+        for name in ("sim_node", "widowx_node", "policy_node"):
+            start(person, name)
+        yield person
+
+
+@pytest.fixture
+def bench(graph_of_all):
+    graph_of_all.begin()
+    graph_of_all.wait_for_motion()
+    return graph_of_all
+
+
+def test_the_policy_killed(bench):
+    killed = bench.processes.kill("policy_node")
+    bench.require_hold(killed, COMMAND_TIMEOUT)
+    assert bench.says(ARM, "holding: command_timeout")["armed"] == "true"
+    start(bench, "policy_node")
+    values = bench.says(ARM, "disarmed: publisher", deadline=60.0)
+    assert values["stops/publisher"] == "1"
+    assert bench.recorder.motions(killed + COMMAND_TIMEOUT + SLACK) == 0
+    bench.arm()
+    bench.wait_for_motion()
+    bench.recorder.require_safe(anchored=1)
+
+
+def test_the_arms_node_killed(bench):
+    killed = bench.processes.kill("widowx_node")
+    wait_until(bench.recorder.rests, "an arm at rest")
+    assert time.monotonic() - killed < AT_REST + SLACK
+    assert not bench.recorder.sent(killed + SLACK)
+    bench.says(POLICY, "acting")
+    start(bench, "widowx_node")
+    bench.wait_for_motion()
+    bench.recorder.require_safe(anchored=1)
+
+
+def test_the_simulator_killed(bench):
+    killed = bench.processes.kill("sim_node")
+    bench.says(ARM, "no joint states for")
+    bench.require_hold(killed, STANDS_STILL)
+    assert bench.status(ARM)[1]["armed"] == "true"
+    start(bench, "sim_node")
+    bench.wait_for_motion()
+    assert int(bench.status(ARM)[1]["drops/time_backwards"]) >= 1
+    bench.recorder.require_safe(anchored=1)
+
+
+def test_a_second_policy(bench):
+    _, before = bench.status(ARM)
+    start(bench, "expert_node")
+    bench.says(ARM, "disarmed: publisher", deadline=60.0)
+    bench.arm()  # with both still there: their chunks alternate
+    values = bench.says(ARM, "disarmed: publisher")
+    assert values["publishers"] == "2"
+    assert int(values["stops/publisher"]) == int(before["stops/publisher"]) + 2
+    bench.processes.kill("expert_node")
+    armed = time.monotonic()
+    bench.arm()
+    bench.wait_for_motion(10)
+    bench.status(ARM, lambda _, values: values["armed"] == "true")
+    assert bench.recorder.motions(armed) >= 10
+    bench.recorder.require_safe(anchored=3)
