@@ -1,7 +1,7 @@
 """`make demo`: one episode from camera to command over real ROS 2, with every node a process of its own.
 
-Half way through, `tolerance` is turned from 1.5 to 0.25 by the parameter service, as rqt would do it. Writes
-`out/demo/episode.gif`, `panel.png` and `episode.jsonl`.
+On the way `tolerance` is turned from 1.5 to 0.25 by the parameter service, as rqt would do it. The episode ends with
+the task solved, or after `--steps`. Writes `out/demo/episode.gif`, `panel.png` and `episode.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 from tqdm import tqdm
 
+from dtp_ros.errors import ConfigError
+from dtp_ros.sim.instructions import task_of
+
 from demo_report import Step, summary, write_pictures
 from demo_watcher import Watcher
 from processes import NodeProcesses, use_private_domain
 
 OUT = Path("out/demo")
+TASK = "carrot_on_plate"
 TOLERANCE_BEFORE, TOLERANCE_AFTER = 1.5, 0.25
+TRAINED = "tabletop"  # the model whose weights are at hand; the others are shown with random ones
+TRAINED_HALF = 9  # steps: half of what the trained policy needs for a task
 START_DEADLINE = 600.0  # s to the first step: a real checkpoint is loaded in this time
 STEP_DEADLINE = 300.0  # s for one step, also of a large model on a CPU
 
@@ -30,17 +36,22 @@ STEP_DEADLINE = 300.0  # s for one step, also of a large model on a CPU
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; `make demo` fills it from its variables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nora")
-    parser.add_argument("--checkpoint", default="tiny", help="a folder, a hub id, or `tiny`")
+    parser.add_argument("--model", default=TRAINED)
+    parser.add_argument("--checkpoint", default="", help="folder, hub id or `tiny`; empty: what is shipped, or `tiny`")
     parser.add_argument("--policy", choices=("model", "expert"), default="model")
     parser.add_argument("--images", default="", help="a folder of pictures or a video instead of the simulator")
-    parser.add_argument("--task", default="carrot_on_plate")
+    parser.add_argument("--task", default="", help="if empty, the one that the instruction means")
     parser.add_argument("--episode", type=int, default=0)
     parser.add_argument("--distractors", type=int, default=3)
     parser.add_argument("--instruction", default="", help="the task in words; the simulator's own if empty")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=OUT)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.checkpoint and options.model != TRAINED:
+        options.checkpoint = "tiny"
+    if not options.task:
+        options.task = task_of(options.instruction).name if options.instruction and not options.images else TASK
+    return options
 
 
 def start_world(nodes: NodeProcesses, options: argparse.Namespace) -> None:
@@ -62,7 +73,8 @@ def start_policy(nodes: NodeProcesses, options: argparse.Namespace) -> None:
         nodes.start("expert_node", {"use_sim_time": live})
         return
     pruning = {"tolerance": TOLERANCE_BEFORE, "max_pruned": 0, "seed": 0}
-    model = {"model": options.model, "checkpoint": options.checkpoint, "image_timeout": 5.0}
+    model = {"model": options.model, "image_timeout": 5.0}
+    model |= {"checkpoint": options.checkpoint} if options.checkpoint else {}
     nodes.start("policy_node", {**model, **pruning, "use_sim_time": live})
 
 
@@ -81,6 +93,7 @@ def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namesp
     deadline = time.monotonic() + START_DEADLINE
     switched = options.policy == "expert"
     total = watcher.pictures or options.steps
+    half = TRAINED_HALF if options.model == TRAINED and not watcher.pictures else total // 2
     with tqdm(total=total, unit="step", desc="loading", file=sys.stdout, dynamic_ncols=True) as bar:
         while watcher.steps_done < total:
             before = watcher.steps_done
@@ -94,7 +107,7 @@ def run_episode(watcher: Watcher, nodes: NodeProcesses, options: argparse.Namesp
                 if watcher.held:
                     bar.set_postfix_str(f"{watcher.held} held, see episode.jsonl")
                 deadline = time.monotonic() + STEP_DEADLINE
-            if not switched and watcher.steps_done >= total // 2:
+            if not switched and watcher.steps_done >= half:
                 watcher.set_policy_parameter("tolerance", TOLERANCE_AFTER)
                 switched = True
             if watcher.finished:
@@ -112,7 +125,11 @@ def write_jsonl(steps: Sequence[Step], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 when the episode ended and its pictures were written."""
-    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = parsed(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
     use_private_domain()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -135,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rclpy.try_shutdown()
     write_jsonl(steps, options.out / "episode.jsonl")
     write_pictures(steps, options.out)
-    print(summary(steps, memory, time.monotonic() - began, options.out))
+    print(summary(steps, watcher.latencies, memory, time.monotonic() - began, options.out))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,32 @@ from pictures import Moment, write_animation, write_panel
 
 PANEL_COLUMNS = 6
 STAGES = ("prepare", "prefill", "analyse", "refine", "decode")
+
+
+@dataclass
+class Latencies:
+    """From an image to what follows from it, s: as the nodes publish it, and by the wall clock here.
+
+    policy: from the image's stamp to the chunk; arm: to the command. In lock-step the nodes' clock stands still while
+    they compute, so that theirs say nothing; the wall clock then counts from the image's arrival here.
+    """
+
+    policy: list[float] = field(default_factory=list)
+    arm: list[float] = field(default_factory=list)
+    policy_wall: list[float] = field(default_factory=list)
+    arm_wall: list[float] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The 50th and 95th percentile of both, in words."""
+        stands_still = not any(value > 1e-6 for value in (*self.policy, *self.arm))
+        policy, arm = (self.policy_wall, self.arm_wall) if stands_still else (self.policy, self.arm)
+        clock = " (wall clock, seen from here)" if stands_still else ""
+        lines = []
+        for name, values in (("to chunk", policy), ("to command", arm)):
+            if values:
+                half, most = np.percentile(values, [50, 95])
+                lines.append(f"latency, image {name}: 50 % {1e3 * half:.0f} ms, 95 % {1e3 * most:.0f} ms{clock}")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -61,7 +87,7 @@ def write_pictures(steps: Sequence[Step], folder: Path) -> None:
     write_panel([moments[i] for i in chosen], instruction, folder / "panel.png")
 
 
-def summary(steps: Sequence[Step], memory: int, seconds: float, folder: Path) -> str:
+def summary(steps: Sequence[Step], latencies: Latencies, memory: int, seconds: float, folder: Path) -> str:
     """The lines that the visitor reads at the end."""
     walls = figures(steps, "wall")
     rate = (len(walls) - 1) / (walls[-1] - walls[0]) if len(walls) > 1 and walls[-1] > walls[0] else float("nan")
@@ -70,6 +96,7 @@ def summary(steps: Sequence[Step], memory: int, seconds: float, folder: Path) ->
     lines = ["", f"{len(steps)} steps at {rate:.1f} steps/s{pace}"]
     lines += _pruning_lines(steps)
     lines += _time_lines(steps)
+    lines += latencies.lines()
     if "success" in last:
         grasped = any(bool(s.record.get("grasped")) for s in steps)
         lines.append(f"task {last.get('task')}, episode {last.get('episode')}: "

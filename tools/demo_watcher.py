@@ -18,13 +18,16 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool, Float32, String
 from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import MarkerArray
 
 from dtp_ros.ros.images import image_from_ros, image_to_ros
+from dtp_ros.sim.tasks import task_named
 from dtp_ros.widowx.kinematics import robot
 
-from demo_report import Step
+from demo_motion import draw_markers
+from demo_report import Latencies, Step
 from pictures import MAPS, Moment, Rgb, fit
 
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
@@ -48,6 +51,11 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
         self._maps: dict[Stamp, dict[str, Rgb]] = {}
         self._records: OrderedDict[Stamp, dict[str, object]] = OrderedDict()
         self._actions: dict[Stamp, list[list[float]]] = {}
+        self._markers: MarkerArray | None = None
+        self._motions: dict[Stamp, Rgb] = {}
+        self._seen_at: dict[Stamp, float] = {}  # wall time of each image's first arrival here, s
+        self._acted_on: Stamp | None = None  # image of the newest chunk
+        self.latencies = Latencies()
         self._info: dict[str, object] = {}
         self._success_at: int | None = None
         self._with_maps = options.policy == "model"
@@ -57,6 +65,8 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
         self.create_subscription(String, "sim/info", self._on_info, RELIABLE)
         self.create_subscription(Bool, "sim/success", self._on_success, RELIABLE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
+        self.create_subscription(MarkerArray, "widowx/markers", self._on_markers, RELIABLE)
+        self.create_subscription(Float32, "widowx/latency", self._on_latency, RELIABLE)
         if self._with_maps:
             self.create_subscription(DiagnosticArray, "dtp_policy/trace", self._on_trace, RELIABLE)
             for name in MAPS:
@@ -89,8 +99,8 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
 
     @property
     def finished(self) -> bool:
-        """The expert's task is solved and settled."""
-        return not self._with_maps and self._success_at is not None and self.steps_done >= self._success_at + SETTLED
+        """The task is solved and settled."""
+        return self._success_at is not None and self.steps_done >= self._success_at + SETTLED
 
     def set_policy_parameter(self, name: str, value: float) -> None:
         """Set a double on the running policy through its parameter service; RuntimeError if it is refused."""
@@ -121,7 +131,7 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
             record = {**record, "stamp": stamp[0] + stamp[1] * 1e-9, "actions": self._actions.get(stamp)}
             moment = None
             if self._complete(stamp):
-                moment = Moment(self._frames[stamp], self._maps.get(stamp, {}), "", "")
+                moment = Moment(self._frames[stamp], self._maps.get(stamp, {}), "", "", self._motions.get(stamp))
             done.append(Step(record, moment))
         return done
 
@@ -131,28 +141,47 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
     def _say(self, instruction: str) -> None:
         self._instruction.publish(String(data=instruction))
 
+    def _on_latency(self, message: Float32) -> None:
+        self.latencies.arm.append(message.data)
+        if self._acted_on in self._seen_at:
+            self.latencies.arm_wall.append(time.monotonic() - self._seen_at[self._acted_on])
+
     def _on_image(self, message: Image) -> None:
         self.keep_frame(_stamp(message), image_from_ros(message))
 
     def keep_frame(self, stamp: Stamp, image: Rgb) -> None:
         """Remember the camera image of a moment; old ones without a step are forgotten."""
+        self._seen_at.setdefault(stamp, time.monotonic())
         self._frames.setdefault(stamp, fit(image, *CAMERA_SIZE))
+        if self._markers is not None and "task" in self._info:  # of pictures, nobody knows where the camera stood
+            camera = task_named(str(self._info["task"])).camera
+            self._motions[stamp] = draw_markers(self._frames[stamp], self._markers, camera)
         if not self._with_maps and stamp not in self._records:
             # What is known of the scene is published before its image.
             self._records[stamp] = {"step": self.steps_done, "wall": time.monotonic(), **self._scene()}
         for old in list(self._frames)[: max(0, len(self._frames) - KEPT_FRAMES)]:
             if old not in self._records:
                 del self._frames[old]
+                self._motions.pop(old, None)
+
+    def _on_markers(self, message: MarkerArray) -> None:
+        self._markers = message
 
     def _on_map(self, name: str, message: Image) -> None:
         self._maps.setdefault(_stamp(message), {})[name] = fit(image_from_ros(message), *MAP_SIZE)
 
     def _on_trace(self, message: DiagnosticArray) -> None:
         values = {pair.key: _parsed(pair.value) for status in message.status for pair in status.values}
+        latency = values.get("latency")
+        if isinstance(latency, float):
+            self.latencies.policy.append(latency)
         self._records[_stamp(message)] = {"step": self.steps_done, "wall": time.monotonic(), **values, **self._scene()}
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         stamp = _stamp(message)
+        self._acted_on = stamp
+        if stamp in self._seen_at:
+            self.latencies.policy_wall.append(time.monotonic() - self._seen_at[stamp])
         self._actions[stamp] = [list(point.positions) for point in message.points]
 
     def _scene(self) -> dict[str, object]:

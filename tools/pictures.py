@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 Rgb = NDArray[np.uint8]
 MAPS = ("relevance", "region", "attention", "mask")
 TITLES = {
+    "motion": "workspace, path and target of the arm",
     "relevance": "relevance to the instruction",
     "region": "important region",
     "attention": "visual attention of the action",
@@ -24,12 +25,15 @@ PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 
 @dataclass(frozen=True)
 class Moment:
-    """One step to be shown: the camera image and the overlays by map name, RGB uint8, and what to write below."""
+    """One step to be shown: the camera image, the overlays by map name and the arm's motion, RGB uint8, and what to
+    write below.
+    """
 
     camera: Rgb
     overlays: dict[str, Rgb]
     caption: str
     figures: str  # lines
+    motion: Rgb | None = None
 
 
 def fit(image: Rgb, width: int, height: int) -> Rgb:
@@ -48,7 +52,8 @@ def animation_frame(moment: Moment) -> Image.Image:
     gap, head, wide, high = 8, 20, 236, 177
     page = Image.new("RGB", (1000, 430), PAPER)
     draw = ImageDraw.Draw(page)
-    page.paste(Image.fromarray(fit(moment.camera, 496, 372)), (gap, head))
+    seen = moment.camera if moment.motion is None else moment.motion
+    page.paste(Image.fromarray(fit(seen, 496, 372)), (gap, head))
     draw.text((gap, 3), "camera", fill=INK, font=_font(12))
     draw.text((gap, head + 377), moment.caption, fill=INK, font=_font(13))
     draw.text((gap, head + 394), moment.figures.replace("\n", ", "), fill=FAINT, font=_font(11))
@@ -68,9 +73,10 @@ def write_animation(moments: Sequence[Moment], path: Path, milliseconds: int = 2
 
 
 def write_panel(moments: Sequence[Moment], title: str, path: Path) -> None:
-    """Write a PNG with one column a moment, and as rows the camera and the four maps (the paper's Figure 3)."""
+    """Write a PNG with one column a moment, and as rows camera, motion and the four maps (the paper's Figure 3)."""
     wide, high, gap, left, top, foot = 256, 192, 8, 150, 40, 58
-    rows = ("camera", *(MAPS if moments[0].overlays else ()))
+    moving = all(moment.motion is not None for moment in moments)
+    rows = ("camera", *(("motion",) if moving else ()), *(MAPS if moments[0].overlays else ()))
     page = Image.new("RGB", (left + len(moments) * (wide + gap), top + len(rows) * (high + gap) + foot), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((gap, 10), title, fill=INK, font=_font(16))
@@ -79,7 +85,8 @@ def write_panel(moments: Sequence[Moment], title: str, path: Path) -> None:
         for i, line in enumerate(_wrapped(TITLES.get(name, name), 18)):
             draw.text((gap, y + high // 2 - 10 + 17 * i), line, fill=INK, font=_font(14))
         for c, moment in enumerate(moments):
-            picture = moment.camera if name == "camera" else moment.overlays[name]
+            picture = {"camera": moment.camera, "motion": moment.motion, **moment.overlays}[name]
+            assert picture is not None  # `rows` has what every moment has
             page.paste(Image.fromarray(fit(picture, wide, high)), (left + c * (wide + gap), y))
     for c, moment in enumerate(moments):
         x, y = left + c * (wide + gap), top + len(rows) * (high + gap)

@@ -1,0 +1,48 @@
+"""`make demo`, as a visitor runs it: real nodes, pictures, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "ROS_DOMAIN_ID": "66", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+
+
+def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/demo.py", *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+
+
+def test_the_visitors_own_words_are_done_and_shown(tmp_path):
+    said = "place the carrot onto the plate"
+    done = demo("--instruction", said, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "task carrot_on_plate, episode 0: success, grasped" in done.stdout
+    assert done.stdout.count("latency, image to") == 2
+    records = [json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()]
+    assert {record["parameter_tolerance"] for record in records} == {1.5, 0.25}
+    assert records[0]["model"] == "tabletop"
+    assert {record["task"] for record in records} == {"carrot_on_plate"}
+    assert records[-1]["success"] is True
+    animation = Image.open(tmp_path / "episode.gif")
+    assert animation.n_frames >= len(records) - 2
+    panel = Image.open(tmp_path / "panel.png").convert("RGB")
+    assert panel.height > 6 * 190  # camera, motion and four maps
+    assert len(set(panel.resize((160, 120)).getdata())) > 2000
+
+
+@pytest.mark.parametrize("said", ["dance", "put the carrot on the towel"])
+def test_words_that_are_no_task_are_refused_in_one_line(said, tmp_path):
+    done = demo("--instruction", said, "--out", tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert "put the eggplant in the basket" in line
