@@ -15,7 +15,7 @@ POLICY ?= model
 IMAGES ?=
 TASK ?=
 INSTRUCTION ?=
-EPISODE ?= 0
+EPISODE ?= 3
 STEPS ?= 60
 
 .PHONY: demo test test-all lint venv train success-table expert-table region-table clean help

@@ -41,7 +41,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--policy", choices=("model", "expert"), default="model")
     parser.add_argument("--images", default="", help="a folder of pictures or a video instead of the simulator")
     parser.add_argument("--task", default="", help="if empty, the one that the instruction means")
-    parser.add_argument("--episode", type=int, default=0)
+    parser.add_argument("--episode", type=int, default=3)
     parser.add_argument("--distractors", type=int, default=3)
     parser.add_argument("--instruction", default="", help="the task in words; the simulator's own if empty")
     parser.add_argument("--steps", type=int, default=60)
