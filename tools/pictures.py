@@ -75,7 +75,7 @@ def write_animation(moments: Sequence[Moment], path: Path, milliseconds: int = 2
 def write_panel(moments: Sequence[Moment], title: str, path: Path) -> None:
     """Write a PNG with one column a moment, and as rows camera, motion and the four maps (the paper's Figure 3)."""
     wide, high, gap, left, top, foot = 256, 192, 8, 150, 40, 58
-    moving = all(moment.motion is not None for moment in moments)
+    moving = any(moment.motion is not None for moment in moments)
     rows = ("camera", *(("motion",) if moving else ()), *(MAPS if moments[0].overlays else ()))
     page = Image.new("RGB", (left + len(moments) * (wide + gap), top + len(rows) * (high + gap) + foot), PAPER)
     draw = ImageDraw.Draw(page)
@@ -85,8 +85,8 @@ def write_panel(moments: Sequence[Moment], title: str, path: Path) -> None:
         for i, line in enumerate(_wrapped(TITLES.get(name, name), 18)):
             draw.text((gap, y + high // 2 - 10 + 17 * i), line, fill=INK, font=_font(14))
         for c, moment in enumerate(moments):
-            picture = {"camera": moment.camera, "motion": moment.motion, **moment.overlays}[name]
-            assert picture is not None  # `rows` has what every moment has
+            motion = moment.camera if moment.motion is None else moment.motion  # before the first markers came
+            picture = {"camera": moment.camera, "motion": motion, **moment.overlays}[name]
             page.paste(Image.fromarray(fit(picture, wide, high)), (left + c * (wide + gap), y))
     for c, moment in enumerate(moments):
         x, y = left + c * (wide + gap), top + len(rows) * (high + gap)

@@ -55,9 +55,12 @@ class Schedule:
         self._waiting = None
 
     def put(self, chunk: Chunk, now: float) -> None:
-        """Take a chunk that arrived at `now`; it replaces what is left of the one before."""
+        """Take a chunk that arrived at `now`; it replaces what is left of the one before.
+
+        It goes on waiting for one that it replaces before its turn: chunks that follow fast shall not wait for ever.
+        """
         self._queue.clear()
-        self._waiting = chunk, now
+        self._waiting = chunk, now if self._waiting is None else self._waiting[1]
 
     def begin(self, now: float, measured: float, patience: float) -> None:
         """Make the waiting chunk's first action due, if its time has come."""

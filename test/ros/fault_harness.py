@@ -195,10 +195,11 @@ class Arm:
         if self.fault == "nan":
             measured[2] = np.nan
         if self.fault is None:
-            self.heard_last, self._stamp = time.monotonic(), self._node.now()
-        stamp = self._stamp if self.fault == "frozen" else self._node.now()
+            self.heard_last = time.monotonic()
+        if self.fault != "frozen":
+            self._stamp = self._node.now()
         positions = {**dict(zip(names, measured, strict=True)), "gripper": self._gripper}
-        self._publisher.publish(joint_state_to_ros(positions, stamp))
+        self._publisher.publish(joint_state_to_ros(positions, self._stamp))
 
 
 class Camera:

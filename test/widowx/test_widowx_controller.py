@@ -54,6 +54,18 @@ def test_the_wait_for_joint_states_is_not_for_ever():
     assert [t for t, _ in bench.run(0.2)][:1] == [100.22]
 
 
+def test_chunks_that_follow_fast_do_not_wait_for_ever_for_an_arm_whose_clock_is_behind():
+    bench = Bench()
+    sent = []
+    for _ in range(30):  # 15 Hz for 2 s, the joint states always 0.1 s older than the image
+        bench.now += 1 / 15
+        bench.arm.joint_states(ARM.joint_names, bench.joints, bench.now - 0.1)
+        bench.chunk([0.001, 0, 0, 0, 0, 0, 1.0])
+        sent += bench.tick()
+    assert len(sent) >= 6
+    assert not any(command.holding for command in sent)
+
+
 def test_lock_step_sends_one_command_an_action_and_needs_no_other_clock():
     """Time moves by a period with each command, as in a simulator with real_time_factor 0."""
     bench = Bench(now=0.0)

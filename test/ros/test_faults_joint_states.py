@@ -1,0 +1,73 @@
+"""Joint states that stop or carry nonsense, `~/stop` in a chunk, parameters that change while the arm moves."""
+
+import pytest
+from fault_harness import ARM, ARM_LIMITS, JOINT_STATE_TIMEOUT, SLACK, Arm, Mover, graph, storm
+from widowx_harness import wait_until
+
+DOMAIN = 30
+
+
+@pytest.fixture(scope="module")
+def graph_of_all(tmp_path_factory):
+    with graph(DOMAIN, tmp_path_factory.mktemp("log")) as person:
+        person.arm_itself, person.mover = Arm(person), Mover(person)
+        person.processes.start("widowx_node", driver="sim")
+        yield person
+
+
+@pytest.fixture
+def bench(graph_of_all):
+    graph_of_all.begin()
+    graph_of_all.arm_itself.fault, graph_of_all.mover.acting = None, True
+    graph_of_all.wait_for_motion()
+    return graph_of_all
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "counter"),
+    [
+        ("silent", "no joint states for", "holds/joint_states"),
+        ("frozen", "holding: joint_states", "holds/joint_states"),
+        ("nan", "holding: joint_states", "drops/joint_finite"),
+        ("names", "holding: joint_states", "drops/joint_names"),
+    ],
+)
+def test_without_joint_states_the_arm_holds_and_goes_on_by_itself(bench, fault, message, counter):
+    before = bench.status(ARM)[1]
+    bench.arm_itself.fault = fault
+    fresh = bench.arm_itself.heard_last
+    bench.require_hold(fresh, JOINT_STATE_TIMEOUT)
+    values = bench.says(ARM, message)
+    assert (values["armed"], values["cause"]) == ("true", "joint_states")
+    assert float(values["joint_states_age"].split()[0]) > JOINT_STATE_TIMEOUT
+    assert int(values[counter]) > int(before[counter])
+    bench.arm_itself.fault = None
+    bench.wait_for_motion()
+    bench.recorder.require_safe()
+
+
+def test_stop_in_the_middle_of_a_chunk(bench):
+    bench.mover.acting = False
+    bench.mover.send(*[[0.0, 0.005, 0, 0, 0, 0, 1.0]] * 30)  # 6 s
+    bench.wait_for_motion(4)
+    called = bench.stop()
+    assert bench.require_hold(called, 0.0) < SLACK
+    values = bench.says(ARM, "disarmed: stop")
+    assert values["stops/stop"] == "1"
+    bench.mover.acting = True
+    bench.status(ARM, lambda _, values: int(values["holds/not_armed"]) > 3)
+    assert bench.recorder.motions(called) == 0
+    bench.arm()
+    bench.wait_for_motion()
+    bench.recorder.require_safe(anchored=1)
+
+
+def test_parameters_changed_at_50_hz_while_the_arm_moves(bench):
+    """The recorder's limits are the widest that are set: no mixture of old and new goes beyond them."""
+    put = bench.setter("widowx")
+    assert storm(bench, 3.0, (put, *ARM_LIMITS)) >= 0.7 * 5 * 3
+    refused = put(max_joint_velocity=float("nan"), workspace_low=[0.5, 0.0, 0.0])
+    wait_until(refused.done, "an answer")
+    assert not any(result.successful for result in refused.result().results)
+    bench.wait_for_motion()
+    bench.recorder.require_safe()
