@@ -311,6 +311,9 @@ def main(args: list[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:  # whatever rclpy raises where a signal takes its context away under a wait
+        if rclpy.ok():
+            raise
     finally:
         node.close()
         executor.shutdown()

@@ -164,7 +164,7 @@ class Person(Node):
     def require_hold(self, since, timeout):
         """Wait for the hold that ends all motion; it must have come within `timeout` s; returns the time it took."""
         held = wait_until(lambda: self.recorder.held(since), "a hold") - since
-        print(f"held after {held:.2f} s, allowed {timeout:.2f} s")
+        print(f"held after {held:.3f} s, allowed {timeout:.3f} s")
         assert held <= timeout + SLACK, f"held after {held:.2f} s, allowed {timeout:.2f} s"
         return held
 
