@@ -75,7 +75,7 @@ class Recorder:
     """
 
     def __init__(self, node):
-        self.messages, self.measured = [], []
+        self.messages, self.measured, self._checked = [], [], 0
         node.create_subscription(JointState, "sim/joint_command", self._on_command, 200)
         node.create_subscription(JointState, "joint_states", self._on_measured, 200)
 
@@ -89,9 +89,10 @@ class Recorder:
             self.measured.append((time.monotonic(), joints))
 
     def clear(self):
-        """Forget what was heard."""
-        self.messages.clear()
-        self.measured.clear()
+        """Forget what was heard, but for what the next command goes on from."""
+        del self.messages[:-1]
+        del self.measured[:-BEFORE]
+        self._checked = len(self.messages)
 
     def sent(self, since=0.0):
         """What was sent, as Sent, the arrivals after `since` only."""
@@ -135,7 +136,7 @@ class Recorder:
         """
         sent, starts, fastest = self.sent(), 0, 0.0
         assert sent, "nothing was sent"
-        for before, command in zip([None, *sent], sent, strict=False):
+        for before, command in list(zip([None, *sent], sent, strict=False))[self._checked :]:
             _require_inside(command)
             if command.hold:
                 continue
