@@ -18,7 +18,7 @@ INSTRUCTION ?=
 EPISODE ?= 3
 STEPS ?= 60
 
-.PHONY: demo test test-all lint venv train success-table expert-table region-table clean help
+.PHONY: demo test test-all lint venv train bench success-table expert-table region-table clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +62,9 @@ $(OLDEST)/.ready: requirements/oldest.txt
 
 train: $(STAMP) ## the tabletop policy from nothing, about an hour on 2 cores; goes on where it was interrupted
 	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
+
+bench: $(STAMP) ## times and accuracy of the inverse kinematics, also in out/bench/kinematics.json
+	$(BIN)/python tools/bench.py
 
 success-table: $(STAMP) ## the tabletop policy on all 96 configurations in every setting, over ROS 2
 	$(BIN)/python tools/success_table.py --settings plain clutter lookalike unseen $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

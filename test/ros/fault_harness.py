@@ -90,6 +90,7 @@ class Person(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
         self._arm = self.create_client(SetBool, "/widowx/arm")
         self._stop = self.create_client(Trigger, "/widowx/stop")
+        self._go_home = self.create_client(Trigger, "/widowx/go_home")
 
     def _on_diagnostics(self, message):
         self.statuses += [(time.monotonic(), status) for status in message.status]
@@ -151,11 +152,22 @@ class Person(Node):
         return self.status(name, lambda message, _: text in message, deadline)[1]
 
     def wait_for_motion(self, count=3):
-        """Wait for new motions; returns when there are."""
+        """Wait for new motions; returns when there are.
+
+        Random weights can lead the arm to a pose that they cannot lead it out of: then it is sent home, and what is
+        waited for are motions after that, which are the policy's own.
+        """
         began = time.monotonic()
 
         def moving():
+            nonlocal began
             self.processes.require_alive()
+            said = [s.message for at, s in list(self.statuses) if at > began and s.name == ARM]
+            if any(message.startswith("holding") and "kinematics" in message for message in said):
+                assert self.call(self._go_home, Trigger.Request()).success
+                self.status(ARM)  # the next may have been on its way before the call
+                self.status(ARM, lambda message, _: message != "going home", deadline=60.0)
+                began = time.monotonic()
             return self.recorder.motions(began) >= count
 
         wait_until(moving, lambda: f"{count} motions, status {[s.message for _, s in self.statuses][-3:]}", START_UP)
@@ -163,7 +175,7 @@ class Person(Node):
 
     def require_hold(self, since, timeout):
         """Wait for the hold that ends all motion; it must have come within `timeout` s; returns the time it took."""
-        held = wait_until(lambda: self.recorder.held(since), "a hold") - since
+        held = wait_until(lambda: self.recorder.held(since), "a hold", timeout + 20.0) - since
         print(f"held after {held:.3f} s, allowed {timeout:.3f} s")
         assert held <= timeout + SLACK, f"held after {held:.2f} s, allowed {timeout:.2f} s"
         return held

@@ -4,7 +4,6 @@ import pytest
 from fault_harness import ARM, ARM_LIMITS, JOINT_STATE_TIMEOUT, SLACK, Arm, Mover, graph, storm
 from widowx_harness import wait_until
 
-pytestmark = pytest.mark.long  # seen to pass as a whole only once yet
 DOMAIN = 30
 
 

@@ -6,10 +6,9 @@ import pytest
 from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, SLACK, TINY_POLICY, graph
 from widowx_harness import wait_until
 
-pytestmark = pytest.mark.long  # one in three runs of them all saw the arm stand at a pose it cannot leave
 DOMAIN = 34
 AT_REST = 1.5  # s: the simulated arm's way to its last command
-STANDS_STILL = 5.0  # s of wall time after which time that stands still is taken for a policy that holds
+STANDS_STILL = 30.0  # s of wall time, at most, after which time that stands still is taken for a policy that holds
 
 
 def start(person, name):
@@ -65,6 +64,7 @@ def test_the_simulator_killed(bench):
     killed = bench.processes.kill("sim_node")
     bench.says(ARM, "no joint states for")
     bench.require_hold(killed, STANDS_STILL)
+    assert bench.recorder.motions(killed + SLACK) == 0  # no images, no chunks
     assert bench.status(ARM)[1]["armed"] == "true"
     start(bench, "sim_node")
     bench.wait_for_motion()

@@ -86,6 +86,24 @@ def test_inverse_reaches_step_sized_moves_from_the_last_joints(name):
     assert reached >= 0.995 * len(joints)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_inverse_follows_10000_reachable_poses_from_the_last_joints(name):
+    """Random walks: each pose is that of joints at most 0.2 rad (1 rad/s for a period) from those found last."""
+    arm, rng, starts = poses(name, 100, seed=5)
+    reached = 0
+    for joints in starts:
+        for _ in range(100):
+            target = slow_forward(arm, np.clip(joints + rng.uniform(-0.2, 0.2, len(joints)), arm.lower, arm.upper))
+            joints = inverse(arm, target, joints, restarts=0).joints
+            assert (arm.lower <= joints).all()
+            assert (joints <= arm.upper).all()
+            found = slow_forward(arm, joints)
+            angle = (Rotation.from_matrix(found[:3, :3]).inv() * Rotation.from_matrix(target[:3, :3])).magnitude()
+            reached += np.linalg.norm(found[:3, 3] - target[:3, 3]) < 5e-4 and angle < np.deg2rad(0.5)
+    assert reached >= 0.995 * 10_000
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_inverse_reaches_far_poses(name):
     arm, _, joints = poses(name, 61, seed=2)

@@ -1,0 +1,35 @@
+"""What the documents promise, against the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dtp_ros.widowx.gate import CHECKS, GateConfig
+
+ROOT = Path(__file__).parent.parent
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|(.*?)\|", re.MULTILINE)
+PARAMETER = re.compile(r"`(\w+)` \((.*?)\)")
+
+
+def checks():
+    """Of the table "Every check": name: (effect, {parameter: default as written})."""
+    section = (ROOT / "docs/safety.md").read_text().split("## Every check")[1].split("\n## ")[0]
+    return {name: (effect, dict(PARAMETER.findall(cell))) for name, effect, cell in ROW.findall(section)}
+
+
+def test_the_safety_page_lists_every_check_with_its_effect_and_parameter():
+    expected = {
+        name: (check.effect, {part.strip() for part in check.parameter.split(",") if part})
+        for name, check in CHECKS.items()
+    }
+    assert {name: (effect, set(parameters)) for name, (effect, parameters) in checks().items()} == expected
+
+
+def test_the_safety_page_has_the_defaults_of_the_gate():
+    for name, (_, parameters) in checks().items():
+        for parameter, text in parameters.items():
+            default = getattr(GateConfig(), parameter, None)
+            if default is not None:
+                numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+                assert numbers == pytest.approx([default] if isinstance(default, float) else list(default)), name
