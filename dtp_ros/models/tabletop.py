@@ -40,6 +40,7 @@ UNKNOWN_ID, ACT_ID = 0, 1
 DIMENSIONS = 7
 MAX_WORDS = 32
 STRIDE = 16  # pixels of the model's image a token
+NORM_GROUPS = 8
 _TINY_WORDS = ("put", "the", "carrot", "spoon", "on", "plate", "towel")
 
 
@@ -68,13 +69,18 @@ class TabletopConfig:
         try:
             values = {name: raw[name] for name in cls.__dataclass_fields__}
             config = cls(**{**values, "widths": tuple(values["widths"])})
-            sizes = (config.vocabulary, config.image_size, *config.widths, config.hidden, config.heads, config.bins)
-            valid = all(isinstance(size, int) and size > 0 for size in sizes)
+            sizes = [*(size for name, size in vars(config).items() if name != "widths"), *config.widths]
+            valid = all(type(size) is int and size > 0 for size in sizes)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / 'config.json'} is incomplete ({error})") from None
-        if not valid or len(config.widths) != 3 or config.image_size % STRIDE or config.hidden % config.heads:
+        valid = valid and len(config.widths) == 3 and not any(width % NORM_GROUPS for width in config.widths)
+        if not valid or config.image_size % STRIDE or config.hidden % config.heads:
             raise CheckpointError(f"{folder / 'config.json'}: sizes that make no network: {values}")
         return config
+
+
+def _convolution(width: int, wider: int, kernel: int, *, stride: int, padding: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(width, wider, kernel, stride, padding), nn.GroupNorm(NORM_GROUPS, wider), nn.SiLU()
 
 
 class _Residual(nn.Module):
@@ -83,9 +89,9 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.first_norm = nn.GroupNorm(8, width)
+        self.first_norm = nn.GroupNorm(NORM_GROUPS, width)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second_norm = nn.GroupNorm(8, width)
+        self.second_norm = nn.GroupNorm(NORM_GROUPS, width)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = functional.silu(self.first_norm(self.first(x)))
@@ -102,9 +108,9 @@ class TabletopNetwork(nn.Module):
         narrow, middle, wide = config.widths
         self.config = config
         self.tower = nn.Sequential(
-            nn.Conv2d(3, narrow, 4, stride=4), nn.GroupNorm(8, narrow), nn.SiLU(),
-            nn.Conv2d(narrow, middle, 3, stride=2, padding=1), nn.GroupNorm(8, middle), nn.SiLU(), _Residual(middle),
-            nn.Conv2d(middle, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.SiLU(), _Residual(wide),
+            *_convolution(3, narrow, 4, stride=4, padding=0),
+            *_convolution(narrow, middle, 3, stride=2, padding=1), _Residual(middle),
+            *_convolution(middle, wide, 3, stride=2, padding=1), _Residual(wide),
             nn.Conv2d(wide, config.hidden, 1),
         )  # fmt: skip
         self.image_positions = nn.Parameter(torch.empty(config.side**2, config.hidden).normal_(std=0.3))
