@@ -27,14 +27,22 @@ class LockStep:
         """Carry out one action [7] (see ActionChunk for the units); one that the gate refuses is a hold."""
         now = self.table.time
         self._arm.chunk(Chunk(action[None], now, CONTROL_PERIOD), now)
-        command = self._arm.tick(now)
-        assert command is not None  # an action that is due always makes a command, if only a hold
-        self.table.step(command.joints, command.gripper)
-        self._measure()
+        self._step()
+
+    def hold(self) -> None:
+        """Let a control period go by without an action, as `widowx_node` does where the policy gives none."""
+        self._arm.refuse("command_timeout")
+        self._step()
 
     def close(self) -> None:
         """Free the graphics context."""
         self.table.close()
+
+    def _step(self) -> None:
+        command = self._arm.tick(self.table.time)
+        assert command is not None  # what is due, and what was refused, always makes a command, if only a hold
+        self.table.step(command.joints, command.gripper)
+        self._measure()
 
     def _measure(self) -> None:
         positions = [*self.table.joints, self.table.gripper]

@@ -51,12 +51,10 @@ def sights(policy: DtpPolicy, layout: Layout, pruning: PruningConfig) -> Iterato
             region = result.trace.region
             tokens = [token_of(layout.camera, place, policy.adapter.grid) for place in places]
             inside = [token is not None and bool(region[token]) for token in tokens]
-            episode.act(hold() if result.chunk is None else result.chunk.actions[0])
+            if result.chunk is None:
+                episode.hold()
+            else:
+                episode.act(result.chunk.actions[0])
             yield Sight(result.trace, dict(zip(PLACES, inside, strict=True)), table.success())
     finally:
         episode.close()
-
-
-def hold() -> NDArray[np.float64]:
-    """The action [7] that moves nothing, gripper open."""
-    return np.array([0.0] * 6 + [1.0])

@@ -22,8 +22,10 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtp_ros.ros.conversions import header_to_ros, joint_state_to_ros, stamp_from_ros
 from dtp_ros.ros.expert_node import LOST_AFTER, ExpertNode
-from dtp_ros.sim.expert import Scene, expert_action
+from dtp_ros.sim.expert import Scene, expert_action, scene_of
+from dtp_ros.sim.layout import fixed_layout
 from dtp_ros.sim.tasks import TASKS
+from dtp_ros.study.lockstep import LockStep
 from dtp_ros.widowx.kinematics import forward, robot
 
 DOMAIN = 96
@@ -223,6 +225,17 @@ def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1():
     assert "control_frequency" in lines[0]
 
 
+def steps_without_ros(task):
+    """What study.LockStep, which has no nodes, needs for the same episode."""
+    episode = LockStep(fixed_layout(task, 5))
+    try:
+        while not episode.table.success():
+            episode.act(expert_action(episode.table.task, scene_of(episode.table)))
+        return round(episode.table.time / 0.2)
+    finally:
+        episode.close()
+
+
 def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path):
     table = start(
         "tools/success_table.py", "--policy", "expert", "--episodes", 5, "--out", tmp_path, stdout=subprocess.PIPE
@@ -232,6 +245,7 @@ def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path)
     records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert [(r["task"], r["grasped"], r["success"]) for r in records] == [(task, True, True) for task in TASKS]
     assert all(10 <= r["steps"] <= 30 for r in records)
+    assert {r["task"]: r["steps"] for r in records} == {task: steps_without_ros(task) for task in TASKS}
     assert "| all | 4/4 | 4/4 | 51 ... 100 % |" in output  # Wilson: 1 / (1 + 1.96^2 / 4) = 0.51
 
 

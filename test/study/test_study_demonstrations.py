@@ -83,6 +83,20 @@ def test_lock_step_carries_out_an_action(task):
     episode.close()
 
 
+def test_a_hold_lets_time_go_by_and_changes_nothing_else():
+    """With the gripper closed: a hold does not open it."""
+    episode = LockStep(fixed_layout("stack_blocks", 1))
+    for _ in range(2):
+        episode.act(np.array([0, 0, 0, 0, 0, 0, 0.0]))
+    joints, gripper = episode.table.joints, episode.table.gripper
+    assert gripper < 0.035
+    episode.hold()
+    np.testing.assert_allclose(episode.table.joints, joints, atol=2e-3)
+    assert episode.table.gripper == pytest.approx(gripper, abs=1e-3)
+    assert episode.table.time == pytest.approx(0.6)
+    episode.close()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_solves_an_episode_without_ros(task):
     episode = LockStep(fixed_layout(task, 5))
