@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from dtp_ros.errors import SimulationError
+from dtp_ros.models import images
 from dtp_ros.sim.arm import GRIPPER_CLOSED, GRIPPER_OPEN, ROBOT, START_JOINTS
 from dtp_ros.sim.catalog import Item
 from dtp_ros.sim.expert import expert_action, scene_of
@@ -184,7 +184,7 @@ class Recorder:
 
     def picture(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A drawn picture as the policy takes it, [S, S, 3]."""
-        return np.asarray(cv2.resize(drawn, (self._size, self._size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return images.area(drawn, self._size)
 
     @property
     def last_image(self) -> NDArray[np.uint8]:
@@ -200,9 +200,9 @@ class Recorder:
 
     def frames(self) -> Frames:
         """What was kept."""
-        images, tasks, *numbers = zip(*self._rows, strict=True)
+        pictures, tasks, *numbers = zip(*self._rows, strict=True)
         floats = [np.asarray(column, dtype=np.float32) for column in numbers]
-        return Frames(np.stack(images), np.asarray(tasks, dtype=np.int64), *floats)
+        return Frames(np.stack(pictures), np.asarray(tasks, dtype=np.int64), *floats)
 
 
 def demonstrations(seed: int, frames: int, size: int) -> Frames:

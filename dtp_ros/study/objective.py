@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dtp_ros.models.action_tokens import ActionStatistics
+from dtp_ros.models.action_tokens import ActionStatistics, UniformBins
 from dtp_ros.models.tabletop import ACT_ID, DIMENSIONS, UNKNOWN_ID, TabletopNetwork, word_tokenizer
 from dtp_ros.sim.instructions import phrases
 from dtp_ros.sim.tasks import TASKS
@@ -70,7 +70,7 @@ class Batches:
         normal = statistics.normalise(frames.actions.astype(np.float64))
         normal[:, 6] = 2.0 * normal[:, 6] - 1.0
         self._actions = torch.from_numpy(normal).float()
-        self._bins = bins
+        self._bins = torch.from_numpy(UniformBins(bins).encode(normal))
         grasps = [TASKS[name].source.model().grasp for name in TASK_NAMES]
         # Twice the angle is the same after half a turn; of a block, whose sides look alike, four times after a quarter.
         self._quarter = torch.tensor([grasp is not None and grasp.period < math.pi - 1e-6 for grasp in grasps])
@@ -105,14 +105,14 @@ class Batches:
         return torch.where(lost, UNKNOWN_ID, ids)
 
     def _batch(self, index: np.ndarray, said: list[Tensor], pixels: Tensor) -> Batch:
-        frames, action = self.frames, self._actions[torch.from_numpy(index)]
+        frames, rows = self.frames, torch.from_numpy(index)
         positions = (torch.from_numpy(frames.positions[index]) - torch.tensor(CENTRE)) / SPREAD
         return Batch(
             pixels=pixels,
             words=nn.utils.rnn.pad_sequence(said, batch_first=True),
             lengths=torch.tensor([len(ids) for ids in said]),
-            action=action,
-            bins=((action + 1) * 0.5 * self._bins).long().clamp(0, self._bins - 1),
+            action=self._actions[rows],
+            bins=self._bins[rows],
             positions=positions.flatten(1),
             heading=self._headings(index),
             held=torch.from_numpy(frames.held[index]),

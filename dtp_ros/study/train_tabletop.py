@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dtp_ros.errors import DtpError, require_integer
 from dtp_ros.models.action_tokens import ActionStatistics
 from dtp_ros.models.tabletop import TabletopConfig, TabletopNetwork, write_checkpoint
 from dtp_ros.study.curves import write_training_curve
@@ -47,6 +48,11 @@ class Plan:
     choice_episodes: int = 24
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError out of range."""
+        for name, low in (("shards", 1), ("own_shards", 0), ("choice_episodes", 1), ("workers", 1)):
+            require_integer(name, getattr(self, name), low, OWN_SEED - 1 if name == "shards" else 99)
+
 
 class Run:
     """One training from what is in `out` on; `execute` leaves `checkpoint` and `report.json` there."""
@@ -70,9 +76,9 @@ class Run:
         own: list[int] = []
         for share, end in zip(OWN_AT, (*OWN_AT[1:], CANDIDATES[0]), strict=True):
             own += self._own_episodes(trainer, share)
-            batches = self._batches(read_shards(self._shards, [*seeds, *own]))
-            trainer.run(batches, self._step(end), self._validate)
-        names = self._candidates(trainer, batches)
+            # Read anew each time, so that the memory holds the frames once.
+            trainer.run(self._batches(read_shards(self._shards, [*seeds, *own])), self._step(end), self._validate)
+        names = self._candidates(trainer, [*seeds, *own])
         clock.append(time.monotonic())
         with process_pool(self.plan.workers) as pool:
             solved = list(pool.map(partial(_judge, self.out, self.plan.choice_episodes), names))
@@ -112,8 +118,9 @@ class Run:
         write_shards(self._shards, seeds, make, self.plan.workers, "own episodes")
         return seeds
 
-    def _candidates(self, trainer: Trainer, batches: Batches) -> list[str]:
-        """Train to the end; the names of the checkpoints to choose from."""
+    def _candidates(self, trainer: Trainer, seeds: Sequence[int]) -> list[str]:
+        """Train to the end on these shards; the names of the checkpoints to choose from."""
+        batches = self._batches(read_shards(self._shards, seeds))
         names = {share: f"candidate_{round(100 * share)}" for share in CANDIDATES}
         for share, name in names.items():
             trainer.run(batches, self._step(share), self._validate)
@@ -179,11 +186,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; 0 when a checkpoint was chosen."""
     options = parsed(sys.argv[1:] if arguments is None else arguments)
-    plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
-    training = TrainingConfig(steps=options.steps, seed=options.seed)
-    config = TabletopConfig(tabletop_tokenizer().get_vocab_size())
     try:
+        plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
+        training = TrainingConfig(steps=options.steps, seed=options.seed)
+        config = TabletopConfig(tabletop_tokenizer().get_vocab_size())
         report = Run(options.out, plan, training, config).execute()
+    except DtpError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130

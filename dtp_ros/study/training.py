@@ -6,15 +6,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dtp_ros.errors import ConfigError, require_integer, require_range
 from dtp_ros.models.tabletop import TabletopNetwork
-from dtp_ros.study.objective import Batches, Objective
+from dtp_ros.study.objective import Batch, Batches, Objective
 
 _CLIP = 1.0
 
@@ -25,7 +26,7 @@ class TrainingConfig:
 
     muon_rate: of the matrices of the language model (Muon, Jordan et al. 2024); rate: of everything else (AdamW). Both
     rise over `warm_up` steps and fall to 2 % as half a cosine. average: decay of the averaged weights, which are what
-    acts. report, save: every so many steps.
+    acts. report, save: every so many steps. Raises ConfigError out of range.
     """
 
     steps: int = 3000
@@ -39,6 +40,13 @@ class TrainingConfig:
     save: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, high in (("steps", 10**7), ("batch", 10**5), ("warm_up", 10**6), ("report", 10**6), ("save", 10**6)):
+            require_integer(name, getattr(self, name), 1, high)
+        require_integer("seed", self.seed, 0, 2**31 - 1)
+        for name in ("muon_rate", "rate", "weight_decay", "average"):
+            require_range(name, getattr(self, name), 0.0, 1.0)
+
     def share(self, step: int) -> float:
         """Of the learning rate at `step`."""
         rise = min(1.0, (step + 1) / self.warm_up)
@@ -46,7 +54,10 @@ class TrainingConfig:
 
 
 class Trainer:
-    """A network in training: `run` goes on from the last saved state, if there is one in `folder`."""
+    """A network in training: `run` goes on from the last saved state, if there is one in `folder`.
+
+    Raises ConfigError where that state is of a training with another configuration.
+    """
 
     def __init__(self, objective: Objective, config: TrainingConfig, folder: Path) -> None:
         self.config, self.objective, self._folder = config, objective, folder
@@ -64,17 +75,18 @@ class Trainer:
     def run(self, batches: Batches, until: int, validate: Callable[[], dict[str, float]]) -> None:
         """Train to step `until`, with a progress bar; figures go to `training.jsonl`. Saves at the end."""
         sums: dict[str, Tensor] = {}
+        counted = 0
         began = time.monotonic()
         with tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training") as bar:
             while self.step < until:
                 losses = self._update(batches(self.step, self.config.batch))
                 for name, value in losses.items():
                     sums[name] = sums.get(name, torch.zeros(())) + value.detach()
-                self.step += 1
+                self.step, counted = self.step + 1, counted + 1
                 bar.update()
                 if self.step % self.config.report == 0:
-                    figures = {name: float(value) / self.config.report for name, value in sums.items()}
-                    sums.clear()
+                    figures = {name: float(value) / counted for name, value in sums.items()}
+                    sums, counted = {}, 0
                     bar.set_postfix_str(f"action {figures['action']:.2f} source {1e3 * figures['source_error']:.0f} mm")
                     if self.step % self.config.save == 0:
                         figures |= {f"validation_{name}": value for name, value in validate().items()}
@@ -84,7 +96,7 @@ class Trainer:
         self.seconds += time.monotonic() - began
         self._save(self.seconds)
 
-    def _update(self, batch: object) -> dict[str, Tensor]:
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = self.objective(batch)
         share = self.config.share(self.step)
         for optimiser in self._optimisers:
@@ -111,6 +123,7 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         state = {
+            "config": asdict(self.config),
             "step": self.step,
             "seconds": seconds,
             "objective": self.objective.state_dict(),
@@ -125,6 +138,11 @@ class Trainer:
         if not self._state_file.is_file():
             return
         state = torch.load(self._state_file, weights_only=True)
+        if state.get("config") != asdict(self.config):
+            raise ConfigError(
+                f"{self._state_file} is of a training with {state.get('config')}, not {asdict(self.config)}"
+                " (valid: the same configuration, or another folder)"
+            )
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.objective.load_state_dict(state["objective"])
         self._averaged = state["averaged"]

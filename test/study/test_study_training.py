@@ -8,6 +8,7 @@ import torch
 
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import GenerationConfig
+from dtp_ros.errors import ConfigError
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.tabletop import TabletopAdapter, write_checkpoint
@@ -76,6 +77,33 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
         assert value.equal(expected[name]), name
     steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "training.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 8]
+
+
+def test_a_state_of_another_configuration_is_not_gone_on_with(network, tokenizer, frames, statistics, tmp_path):
+    trainer(network, tmp_path / "t").run(Batches(frames, statistics, 256, tokenizer, seed=1), 4, dict)
+    with pytest.raises(ConfigError, match=r"state\.pt is of a training with .*'seed': 0.*another folder"):
+        trainer(network, tmp_path / "t", seed=1)
+
+
+def test_figures_are_means_over_the_steps_that_were_run(network, tokenizer, frames, statistics, tmp_path):
+    """Three steps, then two more to the first report at 4: the mean is over one, as the losses themselves say."""
+    batches, seen = Batches(frames, statistics, 256, tokenizer, seed=1), []
+    one = trainer(network, tmp_path / "t", report=4, save=100)
+    one.objective.register_forward_hook(lambda module, inputs, losses: seen.append(float(losses["action"].detach())))
+    one.run(batches, 3, dict)
+    one.run(batches, 5, dict)
+    (record,) = [json.loads(line) for line in (tmp_path / "t" / "training.jsonl").read_text().splitlines()]
+    assert record["step"] == 4
+    assert record["action"] == pytest.approx(seen[3], abs=1e-5)
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--workers=0", "--shards=0", "--seed=-1", "--choice-episodes=0"])
+def test_options_out_of_range_are_one_line(option, tmp_path, capsys):
+    assert train_tabletop.main([option, "--out", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: ")
+    assert option[2:].split("=")[0].replace("-", "_") in line
+    assert "valid" in line
 
 
 def test_learning_rates_rise_and_fall():
