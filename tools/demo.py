@@ -25,7 +25,7 @@ from demo_watcher import Watcher
 from processes import NodeProcesses, use_private_domain
 
 OUT = Path("out/demo")
-TASK = "carrot_on_plate"
+TASK = "eggplant_in_basket"
 TOLERANCE_BEFORE, TOLERANCE_AFTER = 1.5, 0.25
 TRAINED = "tabletop"  # the model whose weights are at hand; the others are shown with random ones
 TRAINED_HALF = 9  # steps: half of what the trained policy needs for a task

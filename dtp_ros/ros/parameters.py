@@ -71,7 +71,7 @@ _P, _G = PruningConfig(), GenerationConfig()
 
 SPECS = (
     Spec("model", "nora", "the vision-language-action model", choices=tuple(model_names()), fixed=True),
-    Spec("checkpoint", "tiny", "a folder, a hub id, or `tiny`: a seeded random one in the real layout", fixed=True),
+    Spec("checkpoint", "tiny", "a folder, a hub id, `shipped` (tabletop), or `tiny`: a seeded random one", fixed=True),
     Spec("revision", "", "revision of a hub checkpoint; empty: the pinned one", fixed=True),
     Spec("device", "auto", "where the model runs", choices=("auto", "cpu", "cuda"), fixed=True),
     Spec("dtype", "auto", "type of the weights; auto: what the device does best",

@@ -23,15 +23,17 @@ def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_visitors_own_words_are_done_and_shown(tmp_path):
-    said = "place the carrot onto the plate"
+    """Without ROS this episode is solved at whichever of the steps 8 to 12 tolerance is turned, in these words too."""
+    said = "place the eggplant into the basket"
     done = demo("--instruction", said, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "task carrot_on_plate, episode 3: " in done.stdout  # the interim weights do not always succeed
+    assert "task eggplant_in_basket, episode 3: success, grasped" in done.stdout
     assert done.stdout.count("latency, image to") == 2
     records = [json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()]
     assert {record["parameter_tolerance"] for record in records} == {1.5, 0.25}
     assert records[0]["model"] == "tabletop"
-    assert {record["task"] for record in records} == {"carrot_on_plate"}
+    assert {record["task"] for record in records} == {"eggplant_in_basket"}
+    assert records[-1]["success"] is True
     animation = Image.open(tmp_path / "episode.gif")
     assert animation.n_frames >= len(records) - 2
     panel = Image.open(tmp_path / "panel.png").convert("RGB")
