@@ -22,6 +22,7 @@ from std_msgs.msg import Bool, Float32, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.ros.images import image_from_ros, image_to_ros
 from dtp_ros.sim.tasks import task_named
 from dtp_ros.widowx.kinematics import robot
@@ -110,11 +111,14 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
                 raise RuntimeError("dtp_policy offers no parameter service")
             message = ParameterMessage(name=name)
             message.value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
-            future = client.call_async(SetParameters.Request(parameters=[message]))
-            rclpy.spin_until_future_complete(self, future, timeout_sec=10.0)
-            if not future.done() or not future.result().results[0].successful:
-                reason = future.result().results[0].reason if future.done() else "no answer within 10 s"
-                raise RuntimeError(f"{name} = {value} was refused: {reason}")
+            question, end = Question(client, SetParameters.Request(parameters=[message])), time.monotonic() + 30.0
+            while not question.answered():
+                rclpy.spin_once(self, timeout_sec=0.1)
+                if time.monotonic() > end:
+                    raise RuntimeError(f"{name} = {value}: no answer of dtp_policy within 30 s")
+            (result,) = question.answer().results
+            if not result.successful:
+                raise RuntimeError(f"{name} = {value} was refused: {result.reason}")
         finally:
             self.destroy_client(client)
 

@@ -27,6 +27,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from tqdm import tqdm
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, TASKS
 
 from processes import NodeProcesses, use_private_domain
@@ -125,10 +126,10 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
                 raise RuntimeError(f"{node} refused a parameter: {result.reason}")
 
     def _ask(self, client: Client, request: object) -> Any:
-        future, end = client.call_async(request), time.monotonic() + STEP_DEADLINE
-        while not future.done():
+        question, end = Question(client, request), time.monotonic() + STEP_DEADLINE
+        while not question.answered():
             self._spin(end, f"an answer of {client.srv_name}")
-        answer = future.result()
+        answer = question.answer()
         if not getattr(answer, "success", True):
             raise RuntimeError(f"{client.srv_name}: {answer.message}")
         return answer

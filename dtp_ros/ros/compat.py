@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
+from rclpy.client import Client
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.subscription import Subscription
 
 # Whether a subscription's callback may take (message, info): rclpy 3.4 and later, so not Humble.
 HAS_MESSAGE_INFO = hasattr(Subscription, "CallbackType")
+
+
+ASK_AGAIN = 5.0  # s
+
+
+class Question:
+    """A request to a service, sent again every `again` seconds until it is answered; it must bear being served twice.
+
+    A server may hear the first request before it has found the reader of the answers, and its answer is lost then
+    (ros2/rmw_fastrtps#467, seen on a loaded machine). Somebody else spins the client's node.
+    """
+
+    def __init__(self, client: Client, request: object, again: float = ASK_AGAIN) -> None:
+        self._client, self._request, self._again = client, request, again
+        self._asked_at = time.monotonic()
+        self._futures = [client.call_async(request)]
+
+    def answered(self) -> bool:
+        """Whether the answer is there; asks again where it is late."""
+        if time.monotonic() > self._asked_at + self._again:
+            self._futures.append(self._client.call_async(self._request))
+            self._asked_at = time.monotonic()
+        return any(future.done() for future in self._futures)
+
+    def answer(self) -> Any:
+        """The response, once `answered`."""
+        return next(future.result() for future in self._futures if future.done())
 
 
 class LastingExecutor(MultiThreadedExecutor):

@@ -21,6 +21,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 from widowx_harness import wait_until
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import action_chunk_to_ros, joint_state_to_ros, stamp_to_ros
 from dtp_ros.ros.images import image_to_ros
 
@@ -105,9 +106,9 @@ class Person(Node):
 
     def call(self, client, request):
         assert client.wait_for_service(START_UP), client.srv_name
-        future = client.call_async(request)
-        wait_until(future.done, f"an answer of {client.srv_name}")
-        return future.result()
+        question = Question(client, request)
+        wait_until(question.answered, f"an answer of {client.srv_name}")
+        return question.answer()
 
     def arm(self):
         answer = self.call(self._arm, SetBool.Request(data=True))

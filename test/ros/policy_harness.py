@@ -1,5 +1,6 @@
 """A user of the policy node for its tests: publishes and hears over real DDS, from an executor of its own."""
 
+import math
 import os
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from std_msgs.msg import Float32, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from dtp_ros.ros.compat import LastingExecutor
+from dtp_ros.ros.compat import ASK_AGAIN, LastingExecutor, Question
 from dtp_ros.ros.images import image_to_ros
 from dtp_ros.ros.policy_metrics import METRICS
 from dtp_ros.ros.policy_node import NUM_THREADS, PolicyNode
@@ -90,13 +91,13 @@ class User(Node):
         for name in METRICS:
             self.create_subscription(Float32, f"dtp_policy/metrics/{name}", self.metrics[name].append, 10)
 
-    def call(self, kind, name, request, deadline=DEADLINE):
+    def call(self, kind, name, request, deadline=DEADLINE, again=ASK_AGAIN):
         client = self.create_client(kind, name)
         try:
             wait_until(client.service_is_ready, f"service {name}")
-            future = client.call_async(request)
-            wait_until(future.done, f"answer of {name}", deadline)
-            return future.result()
+            question = Question(client, request, again)
+            wait_until(question.answered, f"answer of {name}", deadline)
+            return question.answer()
         finally:
             self.destroy_client(client)
 
@@ -121,7 +122,8 @@ class User(Node):
     def change_state(self, transition):
         request = ChangeState.Request()
         request.transition.id = transition
-        return self.call(ChangeState, "dtp_policy/change_state", request).success
+        once = math.inf  # a second request would be refused
+        return self.call(ChangeState, "dtp_policy/change_state", request, again=once).success
 
     def state(self):
         return self.call(GetState, "dtp_policy/get_state", GetState.Request()).current_state.label

@@ -22,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import stamp_to_ros
 
 DOMAIN, OTHER_DOMAIN = 87, 88
@@ -75,10 +76,10 @@ class User:
     def call(self, kind, service, request):
         client = self.node.create_client(kind, service)
         self.wait(client.service_is_ready, service)
-        future = client.call_async(request)
-        self.wait(future.done, f"answer of {service}")
+        question = Question(client, request)
+        self.wait(question.answered, f"answer of {service}")
         self.node.destroy_client(client)
-        return future.result()
+        return question.answer()
 
     def set(self, **values):
         request = SetParameters.Request()

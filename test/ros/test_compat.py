@@ -1,4 +1,4 @@
-"""What the executor of the policy node survives, which rclpy's own does not."""
+"""What the executor of the policy node survives, which rclpy's own does not, and answers that are lost."""
 
 import threading
 import time
@@ -7,10 +7,13 @@ import pytest
 import rclpy
 from graph import spinning
 from policy_harness import wait_until
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.task import Future
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
-from dtp_ros.ros.compat import LastingExecutor
+from dtp_ros.ros.compat import LastingExecutor, Question
 
 DOMAIN = 72
 
@@ -47,3 +50,23 @@ def test_subscriptions_that_come_and_go_under_a_stream_leave_the_node_alive(node
     finally:
         ended.set()
         stream.join()
+
+
+def test_a_question_whose_answer_is_lost_is_asked_again(nodes):
+    source, sink = nodes
+    asked = []
+
+    async def serve(request, response):
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            await Future()  # this answer never comes
+        response.message = f"asked {len(asked)} times"
+        return response
+
+    sink.create_service(Trigger, "ask", serve, callback_group=ReentrantCallbackGroup())
+    client = source.create_client(Trigger, "ask")
+    assert client.wait_for_service(10.0)
+    question = Question(client, Trigger.Request(), again=0.5)
+    wait_until(question.answered, "an answer", 10.0)
+    assert question.answer().message == "asked 2 times"
+    assert asked[1] - asked[0] >= 0.4

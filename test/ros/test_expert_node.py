@@ -20,6 +20,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import header_to_ros, joint_state_to_ros, stamp_from_ros
 from dtp_ros.ros.expert_node import LOST_AFTER, ExpertNode
 from dtp_ros.sim.expert import Scene, expert_action, scene_of
@@ -86,9 +87,9 @@ class Bench(Node):
     def set(self, **values):
         request = SetParameters.Request()
         request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        future = self.parameters.call_async(request)
-        wait_until(future.done, "set_parameters")
-        return future.result().results
+        question = Question(self.parameters, request)
+        wait_until(question.answered, "set_parameters")
+        return question.answer().results
 
 
 def wait_until(condition, what="the condition", deadline=DEADLINE):

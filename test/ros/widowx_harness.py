@@ -20,6 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import action_chunk_to_ros, joint_state_to_ros, stamp_to_ros
 from dtp_ros.ros.widowx_node import WidowxNode
 from dtp_ros.widowx.kinematics import robot
@@ -96,9 +97,9 @@ class Bench(Node):
 
     def call(self, client, request):
         assert client.wait_for_service(DEADLINE)
-        future = client.call_async(request)
-        wait_until(future.done, "a service's answer")
-        return future.result()
+        question = Question(client, request)
+        wait_until(question.answered, "a service's answer")
+        return question.answer()
 
     def trigger(self, name):
         return self.call(self.buttons[name], Trigger.Request())
