@@ -9,6 +9,7 @@ weights; nothing of it comes from elsewhere.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,11 @@ _TINY_WORDS = ("put", "the", "carrot", "spoon", "on", "plate", "towel")
 
 @dataclass(frozen=True)
 class TabletopConfig:
-    """Sizes of the network. image_size: pixels, a multiple of 16; widths: channels of the tower's three stages."""
+    """Sizes of the network, and what is carried out of an action.
+
+    image_size: pixels, a multiple of 16; widths: channels of the tower's three stages. The policy says how far the way
+    is; max_translation (m, along the table and vertically) and max_rotation (rad about each axis) cut it to a step.
+    """
 
     vocabulary: int
     image_size: int = 128
@@ -56,6 +61,8 @@ class TabletopConfig:
     heads: int = 5
     mlp: int = 416
     bins: int = 256
+    max_translation: float = 0.04
+    max_rotation: float = 0.15
 
     @property
     def side(self) -> int:
@@ -69,9 +76,11 @@ class TabletopConfig:
         try:
             values = {name: raw[name] for name in cls.__dataclass_fields__}
             config = cls(**{**values, "widths": tuple(values["widths"])})
-            sizes = [*(size for name, size in vars(config).items() if name != "widths"), *config.widths]
+            steps = ("max_translation", "max_rotation")
+            sizes = [*(size for name, size in vars(config).items() if name not in ("widths", *steps)), *config.widths]
             valid = all(type(size) is int and size > 0 for size in sizes)
-        except (KeyError, TypeError) as error:
+            valid = valid and all(0.0 < float(getattr(config, name)) < math.inf for name in steps)
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'} is incomplete ({error})") from None
         valid = valid and len(config.widths) == 3 and not any(width % NORM_GROUPS for width in config.widths)
         if not valid or config.image_size % STRIDE or config.hidden % config.heads:
@@ -218,11 +227,17 @@ class TabletopAdapter:
         """Every seven bins are an action: there is nothing to restrict."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """The action [1, 7] of seven ids, gripper 0 ... 1 (1 = open); raises ActionDecodeError."""
+        """The step [1, 7] that seven ids stand for, gripper 0 ... 1 (1 = open); raises ActionDecodeError.
+
+        The direction along the table is kept where the way is longer than a step.
+        """
         if len(ids) != DIMENSIONS:
             raise ActionDecodeError(f"{len(ids)} action tokens (valid: {DIMENSIONS})")
         values = self._bins.decode([i - self._first for i in ids])
-        action = self._statistics.unnormalise(values)
+        action, config = self._statistics.unnormalise(values), self.network.config
+        action[:2] *= min(1.0, config.max_translation / max(math.hypot(action[0], action[1]), 1e-9))
+        action[2] = np.clip(action[2], -config.max_translation, config.max_translation)
+        action[3:6] = np.clip(action[3:6], -config.max_rotation, config.max_rotation)
         action[6] = np.clip(0.5 * (values[6] + 1.0), 0.0, 1.0)
         return action[None]
 

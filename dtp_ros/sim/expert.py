@@ -1,8 +1,9 @@
 """A scripted expert: pick and place with knowledge of the scene, for demonstrations and as a check of the whole chain.
 
 It is Markov: the action follows from where things are now, never from a step counter, so that it recovers from noise, a
-nudged object or a dropped one. Steps are proportional to what is left to go: what is learned from them has smooth
-labels. Poses are in the base frame, m and rad; the end effector points down where its rotation is Rz(yaw) BRIDGE_DOWN.
+nudged object or a dropped one. Steps are proportional to what is left to go, so that what is learned from them has
+smooth labels: `expert_intent` is such a step whole, `expert_action` what of it the arm makes at once. Poses are in the
+base frame, m and rad; the end effector points down where its rotation is Rz(yaw) BRIDGE_DOWN.
 """
 
 from __future__ import annotations
@@ -71,6 +72,19 @@ def expert_action(task: Task, scene: Scene) -> Array:
 
     Increments in base axes, pivot at the gripper, within MAX_TRANSLATION and MAX_ROTATION. Raises ConfigError where the
     scene lacks the task's source or target.
+    """
+    intent = expert_intent(task, scene)
+    limits = np.array([MAX_TRANSLATION] + [MAX_ROTATION] * 3)
+    intent[:2] *= min(1.0, MAX_TRANSLATION / max(math.hypot(intent[0], intent[1]), 1e-9))
+    intent[2:6] = np.clip(intent[2:6], -limits, limits)
+    return intent
+
+
+def expert_intent(task: Task, scene: Scene) -> Array:
+    """The same action [7] before it is cut to a step: `expert_action` shortens it along the table, and clips the rest.
+
+    It says how far the way is, where all cut steps look alike: a policy that learns cut steps has many labels in the
+    outermost bins, whose one sharp peak wins against a few likelier bins further in.
     """
     return _decide(task, scene)[1]
 
@@ -188,13 +202,11 @@ def _action(scene: Scene, way: Array, turn: float, *, open_fingers: bool) -> Arr
     """One smooth step of `way` [3] m and `turn` rad, the gripper brought back to pointing down."""
     distance = math.hypot(way[0], way[1])
     gain = float(np.interp(distance, (_NEAR, _FAR), (_NEAR_GAIN, _FAR_GAIN)))
-    sideways = min(gain, MAX_TRANSLATION / max(distance, 1e-9)) * way[:2]
-    vertical = float(np.clip(_Z_GAIN * way[2], -MAX_TRANSLATION, MAX_TRANSLATION))
-    yaw = _yaw(scene.transform_ee_to_base)
+    yaw = gripper_yaw(scene.transform_ee_to_base)
     upright = Rotation.from_euler("z", yaw) * _relative(scene.transform_ee_to_base).inv()
     step = Rotation.from_euler("z", _YAW_GAIN * turn) * Rotation.from_rotvec(_TILT_GAIN * upright.as_rotvec())
-    rotation = np.clip(step.as_euler("xyz"), -MAX_ROTATION, MAX_ROTATION)
-    return np.concatenate([sideways, [vertical], rotation, [1.0 if open_fingers else 0.0]])
+    opening = 1.0 if open_fingers else 0.0
+    return np.concatenate([gain * way[:2], [_Z_GAIN * way[2]], step.as_euler("xyz"), [opening]])
 
 
 def _relative(transform_ee_to_base: Array) -> Rotation:
@@ -202,7 +214,7 @@ def _relative(transform_ee_to_base: Array) -> Rotation:
     return Rotation.from_matrix(transform_ee_to_base[:3, :3] @ BRIDGE_DOWN.T)
 
 
-def _yaw(transform_ee_to_base: Array) -> float:
+def gripper_yaw(transform_ee_to_base: Array) -> float:
     """Turn of the end effector about the vertical, rad (the twist of _relative about z)."""
     r = transform_ee_to_base[:3, :3] @ BRIDGE_DOWN.T
     return math.atan2(r[1, 0] - r[0, 1], r[0, 0] + r[1, 1])
@@ -211,7 +223,7 @@ def _yaw(transform_ee_to_base: Array) -> float:
 def _turn(source: _Body, target: _Body, transform_ee_to_base: Array) -> float:
     """Turn to the nearest yaw at which the fingers close across the source, free of the target, rad."""
     period = math.pi if source.model.grasp is None else source.model.grasp.period
-    yaw = _yaw(transform_ee_to_base)
+    yaw = gripper_yaw(transform_ee_to_base)
     bearing = math.atan2(transform_ee_to_base[1, 3], transform_ee_to_base[0, 3])
     nearest = (source.yaw - yaw + period / 2) % period - period / 2
     low_fingers = _grasp_height(source, target) - TIP_BEYOND_EE < target.top

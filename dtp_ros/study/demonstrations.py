@@ -1,8 +1,8 @@
 """Demonstrations for the tabletop policy: what the expert would do, seen from where a noisy arm has got to.
 
 The arm is driven by the expert's action plus noise, or by a policy that is being trained (DAgger, Ross et al., AISTATS
-2011); the label of every frame is the expert's own action there. Layouts are random, never one of the 24 fixed
-configurations, and the look stays within what `unseen` does not use.
+2011); the label of every frame is what the expert itself intends there, not yet cut to a step. Layouts are random,
+never one of the 24 fixed configurations, and the look stays within what `unseen` does not use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dtp_ros.errors import SimulationError
 from dtp_ros.models import images
 from dtp_ros.sim.arm import GRIPPER_CLOSED, GRIPPER_OPEN, ROBOT, START_JOINTS
 from dtp_ros.sim.catalog import Item
-from dtp_ros.sim.expert import expert_action, scene_of
+from dtp_ros.sim.expert import expert_action, expert_intent, gripper_yaw, scene_of
 from dtp_ros.sim.layout import PLAIN_POOL, Appearance, Layout, lookalikes, random_layout
 from dtp_ros.sim.tasks import TASKS, Task
 from dtp_ros.study.lockstep import LockStep
@@ -32,7 +32,7 @@ MAX_STEPS = 45
 AFTER_SUCCESS = 3  # frames kept of the retreat
 LOOKALIKE_SHARE = 0.25  # of the layouts, at most two look-alikes each
 LOOK_SHARE = 0.35  # of the layouts, with another light, wall or camera
-CAMERA_SHIFT = 0.01  # m
+CAMERA_SHIFT = 0.02  # m
 RANDOM_START_SHARE = 0.5
 MAX_NOISE = 0.01  # m, deviation of an episode's noise; it is drawn from 0 to this
 BURST_SHARE, FLIP_SHARE = 0.05, 0.012  # of the steps that begin some random ones; with the gripper the wrong way
@@ -44,11 +44,11 @@ START_LOW, START_HIGH = (0.16, -0.13, 0.05), (0.42, 0.20, 0.22)  # m, of random 
 class Frames:
     """Frames of demonstrations, N of them.
 
-    images: uint8 [N, S, S, 3]. tasks: index into TASK_NAMES, int64 [N]. actions: the expert's, float32 [N, 7].
-    positions: source, target and end effector in the base frame, m, float32 [N, 3, 3].
+    images: uint8 [N, S, S, 3]. tasks: index into TASK_NAMES, int64 [N]. actions: what the expert intends, float32
+    [N, 7]. positions: source, target and end effector in the base frame, m, float32 [N, 3, 3].
     pixels: source and target in the image, 0 ... 1 to the right and down, float32 [N, 2, 2].
-    held: whether the source is between the fingers, float32 [N]. yaw: cosine and sine of twice the source's heading,
-    float32 [N, 2].
+    held: whether the source is between the fingers, float32 [N]. yaw: cosine and sine of twice the heading of
+    source and end effector, float32 [N, 2, 2].
     """
 
     images: NDArray[np.uint8]
@@ -166,21 +166,22 @@ class Recorder:
         self._after = 0
 
     def record(self, episode: LockStep) -> Array:
-        """Keep the present moment; returns the expert's action [7] there."""
+        """Keep the present moment; returns what the expert would do there, an action [7]."""
         table, layout = episode.table, episode.table.layout
         scene = scene_of(table)
-        action = expert_action(table.task, scene)
+        intent = expert_intent(table.task, scene)
         source, target = (scene.objects[name][0] for name in (table.source, table.target))
         positions = np.stack([source, target, scene.transform_ee_to_base[:3, 3]])
         pixels = layout.camera.project(positions[:2]) / (640, 480)
         w, x, y, z = scene.objects[table.source][1]
-        heading = 2 * np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        heading = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        turned = 2 * np.array([heading, gripper_yaw(scene.transform_ee_to_base)])
         held = table.grasped() == table.source
-        row = (self.picture(table.render(*DRAWN)), TASK_NAMES.index(table.task.name), action, positions, pixels, held,
-               (np.cos(heading), np.sin(heading)))  # fmt: skip
+        row = (self.picture(table.render(*DRAWN)), TASK_NAMES.index(table.task.name), intent, positions, pixels, held,
+               np.stack([np.cos(turned), np.sin(turned)], axis=1))  # fmt: skip
         self._rows.append(row)
         self._after += table.success()
-        return action
+        return expert_action(table.task, scene)
 
     def picture(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A drawn picture as the policy takes it, [S, S, 3]."""

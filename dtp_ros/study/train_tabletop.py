@@ -22,7 +22,9 @@ import torch
 
 from dtp_ros.errors import DtpError, require_integer
 from dtp_ros.models.action_tokens import ActionStatistics
+from dtp_ros.models.checkpoint import DEVICES, resolve_device
 from dtp_ros.models.tabletop import TabletopConfig, TabletopNetwork, write_checkpoint
+from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION
 from dtp_ros.study.curves import write_training_curve
 from dtp_ros.study.demonstrations import Frames, demonstrations
 from dtp_ros.study.objective import Batches, Objective, tabletop_tokenizer
@@ -57,8 +59,10 @@ class Plan:
 class Run:
     """One training from what is in `out` on; `execute` leaves `checkpoint` and `report.json` there."""
 
-    def __init__(self, out: Path, plan: Plan, training: TrainingConfig, config: TabletopConfig) -> None:
-        self.out, self.plan, self.training, self.config = out, plan, training, config
+    def __init__(
+        self, out: Path, plan: Plan, training: TrainingConfig, config: TabletopConfig, device: torch.device
+    ) -> None:
+        self.out, self.plan, self.training, self.config, self.device = out, plan, training, config, device
         self.tokenizer = tabletop_tokenizer()
         self._shards = out / "demonstrations"
 
@@ -95,13 +99,14 @@ class Run:
             "chosen": chosen,
             "seconds_of_this_run": dict(zip(STAGES, np.diff(clock).round().tolist(), strict=True)),
             "training_seconds": round(trainer.seconds),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         }
 
     def _trainer(self, frames: Frames) -> Trainer:
         """A trainer, from where it was left; the actions' percentiles are those of the demonstrations."""
         self._statistics = action_statistics(frames)
-        objective = Objective(new_network(self.config, self.training.seed))
+        objective = Objective(new_network(self.config, self.training.seed)).to(self.device)
         trainer = Trainer(objective, self.training, self.out)
         held_out = self._batches(read_shards(self._shards, [VALIDATION_SEED]))
         self._validate = partial(_validation, trainer, self.config, held_out)
@@ -157,12 +162,15 @@ def action_statistics(frames: Frames) -> ActionStatistics:
 def _validation(trainer: Trainer, config: TabletopConfig, batches: Batches) -> dict[str, float]:
     """Losses of the averaged weights on frames that are never trained on."""
     network = trainer.averaged(TabletopNetwork(config))
-    objective = Objective(network)
+    objective = Objective(network).to(trainer.device)
     heads = {n: v for n, v in trainer.objective.state_dict().items() if not n.startswith("network.")}
     objective.load_state_dict(heads, strict=False)
     index = np.linspace(0, len(batches.frames) - 1, VALIDATION_SAMPLES).astype(np.int64)
     with torch.inference_mode():
-        parts = [objective(batches.plain(part)) for part in np.array_split(index, VALIDATION_SAMPLES // 64)]
+        parts = [
+            objective(batches.plain(part).to(trainer.device))
+            for part in np.array_split(index, VALIDATION_SAMPLES // 64)
+        ]
     return {name: float(torch.stack([part[name] for part in parts]).mean()) for name in parts[0]}
 
 
@@ -179,6 +187,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--own-shards", type=int, default=Plan.own_shards)
     parser.add_argument("--choice-episodes", type=int, default=Plan.choice_episodes)
     parser.add_argument("--workers", type=int, default=Plan.workers)
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="of the training; auto takes a GPU if any")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     return parser.parse_args(arguments)
 
@@ -189,8 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
         training = TrainingConfig(steps=options.steps, seed=options.seed)
-        config = TabletopConfig(tabletop_tokenizer().get_vocab_size())
-        report = Run(options.out, plan, training, config).execute()
+        config = TabletopConfig(
+            tabletop_tokenizer().get_vocab_size(), max_translation=MAX_TRANSLATION, max_rotation=MAX_ROTATION
+        )
+        report = Run(options.out, plan, training, config, resolve_device(options.device)).execute()
     except DtpError as error:
         print(f"train: {error}", file=sys.stderr)
         return 1

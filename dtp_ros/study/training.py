@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dtp_ros.errors import ConfigError, require_integer, require_range
 from dtp_ros.models.tabletop import TabletopNetwork
-from dtp_ros.study.objective import Batch, Batches, Objective
+from dtp_ros.study.objective import Batch, Batches, Objective, half_precision
 
 _CLIP = 1.0
 
@@ -29,7 +29,7 @@ class TrainingConfig:
     acts. report, save: every so many steps. Raises ConfigError out of range.
     """
 
-    steps: int = 3000
+    steps: int = 4500
     batch: int = 64
     muon_rate: float = 1e-3
     rate: float = 1e-3
@@ -54,13 +54,14 @@ class TrainingConfig:
 
 
 class Trainer:
-    """A network in training: `run` goes on from the last saved state, if there is one in `folder`.
+    """A network in training, on the device of its weights: `run` goes on from the state saved in `folder`, if any.
 
     Raises ConfigError where that state is of a training with another configuration.
     """
 
     def __init__(self, objective: Objective, config: TrainingConfig, folder: Path) -> None:
         self.config, self.objective, self._folder = config, objective, folder
+        self.device = objective.network.image_positions.device
         self.step = 0
         self.seconds = 0.0
         self._averaged = {name: value.detach().clone() for name, value in objective.network.state_dict().items()}
@@ -81,7 +82,7 @@ class Trainer:
             while self.step < until:
                 losses = self._update(batches(self.step, self.config.batch))
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, torch.zeros(())) + value.detach()
+                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
                 self.step, counted = self.step + 1, counted + 1
                 bar.update()
                 if self.step % self.config.report == 0:
@@ -97,7 +98,8 @@ class Trainer:
         self._save(self.seconds)
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.objective(batch)
+        with half_precision(self.device):
+            losses: dict[str, Tensor] = self.objective(batch.to(self.device))
         share = self.config.share(self.step)
         for optimiser in self._optimisers:
             optimiser.zero_grad()
@@ -137,7 +139,7 @@ class Trainer:
     def _resume(self) -> None:
         if not self._state_file.is_file():
             return
-        state = torch.load(self._state_file, weights_only=True)
+        state = torch.load(self._state_file, map_location=self.device, weights_only=True)
         if state.get("config") != asdict(self.config):
             raise ConfigError(
                 f"{self._state_file} is of a training with {state.get('config')}, not {asdict(self.config)}"

@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaModel
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import GenerationConfig
 from dtp_ros.errors import ActionDecodeError, CheckpointError, ConfigError, ObservationError
-from dtp_ros.models.action_tokens import UniformBins
+from dtp_ros.models.action_tokens import ActionStatistics, UniformBins
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter, model_defaults
-from dtp_ros.models.tabletop import ACT_ID
+from dtp_ros.models.tabletop import ACT_ID, TabletopAdapter, word_tokenizer
 from dtp_ros.pruning.config import PruningConfig
 
 INSTRUCTION = "put the carrot on the plate"
@@ -130,11 +130,28 @@ def test_an_instruction_of_no_or_too_many_words_is_refused(tiny, photo, said, me
 
 
 def test_decode_worked_out_by_hand(tiny):
-    """The ends are half a bin inside the limits of the tiny checkpoint: 4 cm, .1, .1, .15 rad; the gripper 0 ... 1."""
+    """The ends are half a bin inside the limits of the tiny checkpoint: 4 cm, .1, .1, .15 rad; the gripper 0 ... 1.
+
+    Along the table that is 5.6 cm of a way, of which the arm goes 4 cm at once.
+    """
     first = int(tiny.vocabulary.action_ids[0])
     ends = np.array([0.04, 0.04, 0.04, 0.1, 0.1, 0.15]) * 255 / 256
+    ends[:2] = 0.04 / np.sqrt(2)
     np.testing.assert_allclose(tiny.decode([first] * 7), [[*-ends, 1 / 512]])
     np.testing.assert_allclose(tiny.decode([first + 255] * 7), [[*ends, 511 / 512]])
+
+
+@given(st.lists(st.integers(0, 255), min_size=7, max_size=7))
+def test_a_long_way_is_cut_to_a_step_as_the_expert_cuts_it(tiny, bins):
+    """The tiny network, its actions ten times as wide: the direction along the table stays, the rest is clipped."""
+    first, wide = int(tiny.vocabulary.action_ids[0]), np.array([0.4, 0.4, 0.4, 1.0, 1.0, 1.5, 1.0])
+    statistics = ActionStatistics(-wide, wide, np.array([True] * 6 + [False]))
+    step = TabletopAdapter(tiny.network, word_tokenizer([]), statistics).decode([first + b for b in bins])[0]
+    way = ((np.array(bins) + 0.5) / 128 - 1)[:6] * wide[:6]
+    length = np.hypot(*way[:2])
+    assert np.hypot(*step[:2]) == pytest.approx(min(length, 0.04))
+    np.testing.assert_allclose(step[:2] * length, way[:2] * np.hypot(*step[:2]), atol=1e-12)
+    np.testing.assert_allclose(step[2:6], np.clip(way[2:6], [-0.04] + [-0.15] * 3, [0.04] + [0.15] * 3))
 
 
 @pytest.mark.parametrize("bins", [[], [0] * 6, [0] * 8, [-1] + [0] * 6, [0] * 6 + [256]])
@@ -167,6 +184,7 @@ def test_a_checkpoint_of_another_model_is_named(nora_folder):
     ("change", "message"),
     [({"heads": 3}, "make no network"), ({"image_size": 100}, "make no network"), ({"hidden": 64}, "has shape"),
      ({"widths": [16, 20, 32]}, "make no network"),
+     ({"max_rotation": 0}, "make no network"), ({"max_translation": "far"}, "incomplete"),
      ({"layers": 0}, "make no network"), ({"bins": True}, "make no network"),
      ({"vocabulary": 12}, "9 words, not 12"), ({"widths": None}, "incomplete")],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION, Scene, expert_action, expert_phase
+from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION, Scene, expert_action, expert_intent, expert_phase
 from dtp_ros.sim.tasks import TASKS
 
 
@@ -60,6 +60,19 @@ def test_actions_are_finite_and_within_the_limits(data, task):
     assert action[6] in (0.0, 1.0)
     assert max(MAX_TRANSLATION, MAX_ROTATION) < 0.25
     assert MAX_TRANSLATION < 0.05
+
+
+@examples
+@given(st.data(), tasks)
+def test_an_action_is_what_is_intended_as_far_as_a_step_goes(data, task):
+    here = data.draw(scenes(task))
+    intent, action = expert_intent(task, here), expert_action(task, here)
+    way, step = np.hypot(*intent[:2]), np.hypot(*action[:2])
+    assert step == pytest.approx(min(way, MAX_TRANSLATION), abs=1e-12)
+    np.testing.assert_allclose(action[:2] * way, intent[:2] * step, atol=1e-12)
+    limits = np.array([MAX_TRANSLATION] + [MAX_ROTATION] * 3)
+    np.testing.assert_array_equal(action[2:6], np.clip(intent[2:6], -limits, limits))
+    assert action[6] == intent[6]
 
 
 @examples

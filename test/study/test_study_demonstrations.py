@@ -25,10 +25,10 @@ def test_shapes_units_and_limits(frames):
     count = len(frames)
     assert frames.images.shape == (count, 64, 64, 3)
     assert frames.actions.shape == (count, 7)
-    assert (np.abs(frames.actions[:, :3]) <= 0.04 + 1e-6).all()
-    assert (np.abs(frames.actions[:, 3:6]) <= 0.15 + 1e-6).all()
+    assert np.abs(frames.actions[:, :3]).max() < 0.2
+    assert 0.15 < np.abs(frames.actions[:, 3:6]).max() <= np.pi  # not cut to a step
     assert set(np.unique(frames.actions[:, 6])) == {0.0, 1.0}
-    np.testing.assert_allclose(np.linalg.norm(frames.yaw, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(frames.yaw, axis=2), 1, atol=1e-5)
     assert set(np.unique(frames.held)) <= {0.0, 1.0}
 
 
@@ -60,7 +60,7 @@ def test_training_never_sees_the_evaluation():
         pairs = fixed[layout.task.name].reshape(-1, 2, 2)
         assert np.abs(pairs - both).max(axis=(1, 2)).min() > 1e-4
         assert layout.appearance.table not in UNSEEN_TABLES
-        assert np.abs(layout.appearance.camera_offset).max() <= 0.01
+        assert np.abs(layout.appearance.camera_offset).max() <= 0.02
         assert len(layout.placements) <= 2 + 5
         assert len(set(layout.names)) == len(layout.names)
     assert {layout.task.name for layout in layouts} == set(TASKS)

@@ -52,6 +52,23 @@ def test_what_a_batch_holds_follows_from_the_frames(batches, frames, statistics,
         )
 
 
+def test_headings_follow_from_the_label(batches, frames):
+    """Above the source, the label's yaw is half of what brings the gripper's heading to the source's.
+
+    Both headings come as cosine and sine of twice the angle, of a block of four times.
+    """
+    index = np.arange(len(frames))
+    headings = batches.plain(index).headings.numpy()
+    times = np.array([4 if "stack" in TASK_NAMES[task] else 2 for task in frames.tasks])
+    source, gripper = (np.arctan2(headings[:, i + 1], headings[:, i]) for i in (0, 2))
+    left = np.angle(np.exp(1j * (source - gripper))) / times
+    level = np.abs(frames.actions[:, 3:5]).max(axis=1) < 0.01  # else the label's Euler angles mix
+    reaching = (frames.held == 0) & (frames.actions[:, 6] == 1) & level & (np.abs(frames.actions[:, 5]) > 0.01)
+    assert reaching.sum() > 10
+    turned = np.angle(np.exp(1j * times * (2 * frames.actions[:, 5] - left))) / times
+    assert np.abs(turned[reaching]).max() < 0.05
+
+
 def test_padding_changes_nothing(network, tokenizer, batches):
     """Losses of a batch with phrases of many lengths are the mean of the samples' own, each without padding."""
     batch = batches(0, 6)
@@ -66,7 +83,7 @@ def test_padding_changes_nothing(network, tokenizer, batches):
 
 
 def test_the_action_loss_is_the_cross_entropy_of_soft_bins(network, tokenizer, batches):
-    """In float64 numpy: Gaussians of 3 bins about the true value, summing to 1; one bin for the gripper."""
+    """In float64 numpy: Gaussians of 2 bins about the true value, summing to 1; one bin for the gripper."""
     batch = batches.plain(np.arange(4))
     kept = []
     handle = network.lm_head.register_forward_hook(lambda module, inputs, output: kept.append(output))
@@ -76,7 +93,7 @@ def test_the_action_loss_is_the_cross_entropy_of_soft_bins(network, tokenizer, b
     logits = kept[0][..., network.config.vocabulary :].double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     place = (batch.action.double().numpy() + 1) / 2 * 256
-    target = np.exp(-0.5 * ((np.arange(256) + 0.5 - place[..., None]) / 3) ** 2)
+    target = np.exp(-0.5 * ((np.arange(256) + 0.5 - place[..., None]) / 2) ** 2)
     target /= target.sum(-1, keepdims=True)
     expected = -(target * log_p).sum(-1)
     rows = np.arange(4)
