@@ -25,6 +25,7 @@ GAP = 0.012
 IMAGE_MARGIN = 8
 LOOKALIKES = 4
 CAMERA_SHIFT = 0.03  # m along each axis, at most
+MIN_CAMERA_SHIFT = 0.01  # m
 UNSEEN_TABLES = ("slate", "bamboo", "walnut", "linen")
 _UNSEEN_WALLS = ((0.62, 0.55, 0.45), (0.38, 0.48, 0.42), (0.55, 0.42, 0.42))
 _TRIES = 4000
@@ -256,6 +257,7 @@ def _appearance(task: Task, setting: str, rng: np.random.Generator, placements: 
     )
     for _ in range(_TRIES):
         x, y, z = (float(value) for value in rng.uniform(-CAMERA_SHIFT, CAMERA_SHIFT, 3))
-        if all(visible(placement, task.camera.shifted((x, y, z))) for placement in placements):
+        camera, moved = task.camera.shifted((x, y, z)), math.hypot(x, y, z) >= MIN_CAMERA_SHIFT
+        if moved and all(visible(placement, camera) for placement in placements):
             return replace(look, camera_offset=(x, y, z))
     raise SimulationError(f"no camera offset within {CAMERA_SHIFT} m shows source and target of {task.name}")

@@ -1,8 +1,10 @@
 """Demonstrations for the tabletop policy: what the expert would do, seen from where a noisy arm has got to.
 
 The arm is driven by the expert's action plus noise, or by a policy that is being trained (DAgger, Ross et al., AISTATS
-2011); the label of every frame is what the expert itself intends there, not yet cut to a step. Layouts are random,
-never one of the 24 fixed configurations, and the look stays within what `unseen` does not use.
+2011); the label of every frame is the expert's own action there, but with its whole turn, not yet cut to a step. A
+long turn that is cut to either end of the range would be a sharp peak, which wins over likelier small turns; of the
+translation just that is wanted, since what stands against "up" is "stay". Layouts are random, never one of the 24 fixed
+configurations, and the look stays within what `unseen` does not use.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ START_LOW, START_HIGH = (0.16, -0.13, 0.05), (0.42, 0.20, 0.22)  # m, of random 
 class Frames:
     """Frames of demonstrations, N of them.
 
-    images: uint8 [N, S, S, 3]. tasks: index into TASK_NAMES, int64 [N]. actions: what the expert intends, float32
-    [N, 7]. positions: source, target and end effector in the base frame, m, float32 [N, 3, 3].
+    images: uint8 [N, S, S, 3]. tasks: index into TASK_NAMES, int64 [N]. actions: the expert's, its turn not
+    cut, float32 [N, 7]. positions: source, target and end effector in the base frame, m, float32 [N, 3, 3].
     pixels: source and target in the image, 0 ... 1 to the right and down, float32 [N, 2, 2].
     held: whether the source is between the fingers, float32 [N]. yaw: cosine and sine of twice the heading of
     source and end effector, float32 [N, 2, 2].
@@ -169,7 +171,8 @@ class Recorder:
         """Keep the present moment; returns what the expert would do there, an action [7]."""
         table, layout = episode.table, episode.table.layout
         scene = scene_of(table)
-        intent = expert_intent(table.task, scene)
+        action = expert_action(table.task, scene)
+        label = np.concatenate([action[:3], expert_intent(table.task, scene)[3:6], action[6:]])
         source, target = (scene.objects[name][0] for name in (table.source, table.target))
         positions = np.stack([source, target, scene.transform_ee_to_base[:3, 3]])
         pixels = layout.camera.project(positions[:2]) / (640, 480)
@@ -177,11 +180,11 @@ class Recorder:
         heading = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         turned = 2 * np.array([heading, gripper_yaw(scene.transform_ee_to_base)])
         held = table.grasped() == table.source
-        row = (self.picture(table.render(*DRAWN)), TASK_NAMES.index(table.task.name), intent, positions, pixels, held,
+        row = (self.picture(table.render(*DRAWN)), TASK_NAMES.index(table.task.name), label, positions, pixels, held,
                np.stack([np.cos(turned), np.sin(turned)], axis=1))  # fmt: skip
         self._rows.append(row)
         self._after += table.success()
-        return expert_action(table.task, scene)
+        return action
 
     def picture(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A drawn picture as the policy takes it, [S, S, 3]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class Batch:
     """B training samples on one device.
 
     pixels: float32 [B, 3, S, S], 0 ... 255. words: padded ids int64 [B, T]; lengths: words in each, int64 [B].
-    action: normalised, gripper too, float32 [B, 7] in [-1, 1]; bins: int64 [B, 7].
+    action: normalised, gripper too, float32 [B, 7] in [-1, 1]; bins: int64 [B, 7]. known: bins of the first six as the
+    later ones see them, int64 [B, 6].
     positions: normalised float32 [B, 9]; headings: float32 [B, 4]; held: float32 [B]; points: float32 [B, 2, 2], as in
     Frames.
     """
@@ -53,6 +54,7 @@ class Batch:
     lengths: Tensor
     action: Tensor
     bins: Tensor
+    known: Tensor
     positions: Tensor
     headings: Tensor
     held: Tensor
@@ -70,7 +72,7 @@ class Batches:
         self, frames: Frames, statistics: ActionStatistics, bins: int, tokenizer: Tokenizer, seed: int
     ) -> None:
         self.frames = frames
-        self._seed = seed
+        self._seed, self._count = seed, bins
         self._phrases = [
             [torch.tensor(tokenizer.encode(phrase).ids) for phrase in phrases(TASKS[name])] for name in TASK_NAMES
         ]
@@ -87,7 +89,8 @@ class Batches:
         rng = np.random.default_rng([self._seed, number])
         index = rng.integers(len(self.frames), size=size)
         said = [self._phrase(int(task), rng) for task in self.frames.tasks[index]]
-        return self._batch(index, said, _jittered(self._pixels(index), rng))
+        batch = self._batch(index, said, _jittered(self._pixels(index), rng))
+        return replace(batch, known=_drawn(batch.known, self._count, rng))
 
     def plain(self, index: np.ndarray) -> Batch:
         """The samples `index`, not augmented, with the tasks' own instructions."""
@@ -121,11 +124,22 @@ class Batches:
             lengths=torch.tensor([len(ids) for ids in said]),
             action=self._actions[rows],
             bins=self._bins[rows],
+            known=self._bins[rows, :-1],
             positions=positions.flatten(1),
             headings=self._headings(index),
             held=torch.from_numpy(frames.held[index]),
             points=torch.from_numpy(frames.pixels[index]).clamp(0, 0.999),
         )
+
+
+def _drawn(bins: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Bins [B, 6] drawn from the soft targets about the true ones.
+
+    Else the later tokens learn what only labels have, and greedy decoding has not: a way of exactly nothing, in one and
+    the same bin, means to close the fingers, and a way of nearly nothing to go on.
+    """
+    drawn = bins + torch.from_numpy(rng.normal(0.0, SOFT_BINS, bins.shape).round().astype(np.int64))
+    return drawn.clamp(0, count - 1)
 
 
 def _jittered(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -186,7 +200,7 @@ class Objective(nn.Module):
         """Losses by name, and under `total` their weighted sum; `position_error` in m is a figure, not a loss."""
         network, num_image = self.network, self.network.config.side**2
         embeddings, there, positions = prefix(network, batch)
-        known = batch.bins[:, :-1] + network.config.vocabulary
+        known = batch.known + network.config.vocabulary
         embeddings = torch.cat([embeddings, network.language_model.embed_tokens(known)], dim=1)
         later = positions[:, -1:] + torch.arange(1, DIMENSIONS, device=positions.device)
         output = network.language_model(

@@ -47,7 +47,7 @@ class BatchPolicy:
             torch.from_numpy(images).permute(0, 3, 1, 2).float(),
             torch.nn.utils.rnn.pad_sequence(words, batch_first=True),
             torch.tensor([len(ids) for ids in words]),
-            *[nothing] * 6,
+            *[nothing] * 7,
         )
         embeddings, there, positions = prefix(self._network, batch)
         model, cache, first = self._network.language_model, DynamicCache(), self._network.config.vocabulary

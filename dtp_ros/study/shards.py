@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields
 from multiprocessing import get_context
@@ -26,6 +27,16 @@ def write_shards(folder: Path, seeds: Sequence[int], make: Callable[[int], Frame
         futures = [pool.submit(_write_shard, shard_path(folder, seed), make, seed) for seed in todo]
         for future in tqdm(as_completed(futures), total=len(todo), desc=name, unit="shard", disable=not todo):
             future.result()
+
+
+def require_made(folder: Path, how: Mapping[str, object]) -> None:
+    """Note in `folder` how its shards are made; raises ConfigError where those that are there were made otherwise."""
+    note = folder / "made.json"
+    made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    if made != how and any(folder.glob("*.npz")):
+        raise ConfigError(f"{folder} holds shards made with {made}, not {dict(how)} (valid: another folder, or none)")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(how) + "\n", encoding="utf-8")
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:

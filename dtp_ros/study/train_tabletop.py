@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -29,15 +30,17 @@ from dtp_ros.study.curves import write_training_curve
 from dtp_ros.study.demonstrations import Frames, demonstrations
 from dtp_ros.study.objective import Batches, Objective, tabletop_tokenizer
 from dtp_ros.study.rollouts import own_demonstrations, success
-from dtp_ros.study.shards import process_pool, read_shard, read_shards, shard_path, write_shards
+from dtp_ros.study.shards import process_pool, read_shard, read_shards, require_made, shard_path, write_shards
 from dtp_ros.study.training import Trainer, TrainingConfig
 
 OUT = Path("out/train")
 SHARD_FRAMES = 1000
 VALIDATION_SEED, OWN_SEED, CHOICE_SEED = 9000, 5000, 9001
+SEEDS = 10_000  # of one training
 VALIDATION_SAMPLES = 512
+LABELS = "the expert's action with its whole turn"  # what the frames' actions are
 STAGES = ("demonstrations", "training", "choice")
-OWN_AT = (0.4, 2 / 3)  # shares of the training after which episodes of the policy's own join the demonstrations
+OWN_AT = (0.4, 0.6, 0.8)  # shares of the training after which episodes of the policy's own join the demonstrations
 CANDIDATES = (0.9, 1.0)  # shares of the training after which the averaged weights are a candidate
 
 
@@ -48,7 +51,7 @@ class Plan:
     shards: int = 100
     own_shards: int = 10
     choice_episodes: int = 24
-    workers: int = 2
+    workers: int = max(1, os.cpu_count() or 1)
 
     def __post_init__(self) -> None:
         """Raises ConfigError out of range."""
@@ -69,9 +72,10 @@ class Run:
     def execute(self) -> dict[str, object]:
         """Every stage; the report."""
         clock = [time.monotonic()]
-        seeds = list(range(self.plan.shards))
+        seeds = [self._seed(i) for i in range(self.plan.shards)]
+        require_made(self._shards, {"labels": LABELS, "frames": SHARD_FRAMES, "pixels": self.config.image_size})
         make = partial(demonstrations, frames=SHARD_FRAMES, size=self.config.image_size)
-        write_shards(self._shards, [*seeds, VALIDATION_SEED], make, self.plan.workers, "demonstrations")
+        write_shards(self._shards, [*seeds, self._seed(VALIDATION_SEED)], make, self.plan.workers, "demonstrations")
         clock.append(time.monotonic())
         frames = read_shards(self._shards, seeds)
         trainer = self._trainer(frames)
@@ -108,14 +112,14 @@ class Run:
         self._statistics = action_statistics(frames)
         objective = Objective(new_network(self.config, self.training.seed)).to(self.device)
         trainer = Trainer(objective, self.training, self.out)
-        held_out = self._batches(read_shards(self._shards, [VALIDATION_SEED]))
+        held_out = self._batches(read_shards(self._shards, [self._seed(VALIDATION_SEED)]))
         self._validate = partial(_validation, trainer, self.config, held_out)
         return trainer
 
     def _own_episodes(self, trainer: Trainer, share: float) -> list[int]:
         """Seeds of the shards that the policy drives itself after this share of its training."""
         first = OWN_SEED + 100 * OWN_AT.index(share)
-        seeds = [first + i for i in range(self.plan.own_shards)]
+        seeds = [self._seed(first + i) for i in range(self.plan.own_shards)]
         driver = f"driver_{round(100 * share)}"
         if trainer.step == self._step(share):
             self._save(trainer, driver)
@@ -139,6 +143,10 @@ class Run:
 
     def _batches(self, frames: Frames) -> Batches:
         return Batches(frames, self._statistics, self.config.bins, self.tokenizer, self.training.seed)
+
+    def _seed(self, number: int) -> int:
+        """Seed of shard `number`: another training has other demonstrations."""
+        return SEEDS * self.training.seed + number
 
     def _step(self, share: float) -> int:
         return round(share * self.training.steps)

@@ -25,7 +25,8 @@ def test_shapes_units_and_limits(frames):
     count = len(frames)
     assert frames.images.shape == (count, 64, 64, 3)
     assert frames.actions.shape == (count, 7)
-    assert np.abs(frames.actions[:, :3]).max() < 0.2
+    assert (np.linalg.norm(frames.actions[:, :2], axis=1) <= 0.04 + 1e-6).all()
+    assert (np.abs(frames.actions[:, 2]) <= 0.04 + 1e-6).all()
     assert 0.15 < np.abs(frames.actions[:, 3:6]).max() <= np.pi  # not cut to a step
     assert set(np.unique(frames.actions[:, 6])) == {0.0, 1.0}
     np.testing.assert_allclose(np.linalg.norm(frames.yaw, axis=2), 1, atol=1e-5)

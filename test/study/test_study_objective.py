@@ -52,6 +52,20 @@ def test_what_a_batch_holds_follows_from_the_frames(batches, frames, statistics,
         )
 
 
+def test_what_later_tokens_see_is_drawn_from_the_soft_targets(batches, frames):
+    """Else they would know from one exact bin that a way is over; the loss still asks for the true bins."""
+    index = np.arange(12)
+    assert batches.plain(index).known.equal(batches.plain(index).bins[:, :6])
+    away = torch.cat([(batch.known - batch.bins[:, :6]) for batch in (batches(i, 64) for i in range(20))]).double()
+    inner = torch.cat([batch.bins[:, :6] for batch in (batches(i, 64) for i in range(20))])
+    away = away[(inner > 10) & (inner < 245)]  # where no end of the range cuts
+    assert abs(float(away.mean())) < 0.1
+    assert float(away.std()) == pytest.approx(2.0, abs=0.15)
+    known = batches(3, 64).known
+    assert known.min() >= 0
+    assert known.max() <= 255
+
+
 def test_headings_follow_from_the_label(batches, frames):
     """Above the source, the label's yaw is half of what brings the gripper's heading to the source's.
 

@@ -18,7 +18,7 @@ from dtp_ros.study import train_tabletop
 from dtp_ros.study.demonstrations import Frames, demonstrations
 from dtp_ros.study.objective import Batches, Objective
 from dtp_ros.study.rollouts import BatchPolicy
-from dtp_ros.study.shards import read_shards, save_shard, shard_path, write_shards
+from dtp_ros.study.shards import read_shards, require_made, save_shard, shard_path, write_shards
 from dtp_ros.study.training import Trainer, TrainingConfig
 
 OFF = PruningConfig(variant="off", relevance_layers=(1, 2), top_k=7, mask_schedule="per_step")
@@ -113,6 +113,17 @@ def test_learning_rates_rise_and_fall():
     assert 95 <= shares.argmax() <= 105
     assert (np.diff(shares[105:]) < 0).all()
     assert shares[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_shards_that_were_made_otherwise_are_not_mixed_in(frames, tmp_path):
+    require_made(tmp_path, {"pixels": 64})
+    save_shard(shard_path(tmp_path, 3), frames)
+    require_made(tmp_path, {"pixels": 64})
+    with pytest.raises(ConfigError, match=r"made with {'pixels': 64}, not {'pixels': 128}"):
+        require_made(tmp_path, {"pixels": 128})
+    (tmp_path / "made.json").unlink()
+    with pytest.raises(ConfigError, match="made with None"):
+        require_made(tmp_path, {"pixels": 64})
 
 
 def test_shards_come_back_as_they_were_and_are_not_made_twice(frames, tmp_path):
