@@ -37,7 +37,7 @@ def nodes(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(name).perform(context) for name in (a.name for a in ARGUMENTS)}
     sim = given["sim"] == "true"
     if sim:
-        given["driver"] = "sim"
+        given["driver"] = given["driver"] or "sim"
     robot_file = str(share_file(f"config/robots/{given['robot']}.yaml")) if given["robot"] and not sim else ""
     files = [file for file in (robot_file, given["params_file"]) if file]
     if not all(Path(file).is_file() for file in files):  # launch_ros would go on without it
@@ -54,7 +54,9 @@ def nodes(context: LaunchContext) -> list[Node]:
         options |= {"executable": kind, "name": name, "namespace": given["namespace"], "parameters": parameters}
         return Node(package="dtp_ros", output="screen", **options)
 
-    camera = [("image", given["image_topic"]), ("image/compressed", f"{given['image_topic']}/compressed")]
+    image = given["image_topic"]
+    camera = [("image", image), ("image/compressed", f"{image}/compressed")]
+    camera.append(("camera_info", f"{image.rpartition('/')[0]}/camera_info" if "/" in image else "camera_info"))
     base = (Parameter("model", "tabletop"),) if sim else ()
     started = [
         node("policy_node", "dtp_policy", "model", "checkpoint", "robot", base=base, remappings=camera),

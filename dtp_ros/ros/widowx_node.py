@@ -36,12 +36,14 @@ from dtp_ros.ros.chunk_source import ChunkSource
 from dtp_ros.ros.drivers import create_driver
 from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.ros.widowx_views import markers_to_ros, status_to_ros
-from dtp_ros.widowx.controller import ArmController, Command
+from dtp_ros.widowx.command import Command
+from dtp_ros.widowx.controller import ArmController
 from dtp_ros.widowx.gate import RefusedError
 from dtp_ros.widowx.kinematics import Array, robot
 
 WATCH_PERIOD = 0.02  # s
 SILENCE = 1.0  # s of wall time without joint states before they are missed, and /clock is believed instead of them
+FREE_RUNNING = 1.0  # s that simulated time goes on without a command: it is not in lock-step
 PATH_LENGTH = 500  # commanded positions shown
 
 
@@ -61,6 +63,8 @@ class WidowxNode(Node):
         self._heard = time.monotonic()  # when joint states came last, sound or not, steady clock, s
         self._behind_since: float | None = None  # joint states are behind /clock, steady clock, s
         self._moved: float | None = None  # in lock-step time last moved, or a chunk came, steady clock, s
+        self._commanded_at: float | None = None  # simulated time of the last command, or of the first joint states, s
+        self._lock_step = True  # until simulated time is seen to go on without commands
         self._slowest = 0.0  # longest wait for a chunk in lock-step, wall clock, s
         self._target: Array | None = None
         self._path: deque[Array] = deque(maxlen=PATH_LENGTH)
@@ -96,7 +100,12 @@ class WidowxNode(Node):
     # -- time ---------------------------------------------------------------------------------------------------
 
     def _patience(self) -> float:
-        """Wall time that simulated time may stand still, s: well beyond what this policy took at its slowest."""
+        """Wall time that simulated time may stand still, s: well beyond what this policy took at its slowest.
+
+        Of a simulator that does not wait for commands: what the policy may take by any clock.
+        """
+        if not self._lock_step:
+            return self._controller.config.gate.command_timeout
         first = self._values["lock_step_timeout"]
         assert isinstance(first, float)  # declared as a double
         return max(min(first, 5.0), 10.0 * self._slowest) if self._chunks else first
@@ -155,7 +164,18 @@ class WidowxNode(Node):
         self._controller.joint_states(message.name, message.position, stamp)
         if self._moved is not None and self._controller.measured_at != before:
             self._moved = time.monotonic()
+        self._watch_lock_step(before)
         self._run()
+
+    def _watch_lock_step(self, before: float | None) -> None:
+        """Learn from the joint states whether simulated time waits for commands; `before`: stamp of those before, s."""
+        measured = self._controller.measured_at
+        if measured is None or measured == before:  # another simulator, perhaps; or one that repeats a moment
+            self._lock_step, self._commanded_at = True, measured
+        elif before is None or self._commanded_at is None:
+            self._commanded_at = measured
+        elif measured > self._commanded_at + FREE_RUNNING:
+            self._lock_step = False
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         now = time.monotonic()
@@ -195,12 +215,19 @@ class WidowxNode(Node):
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._controller.disarm("stop")
         self._run()
-        response.success, response.message = True, "holding, disarmed (call ~/arm to go on)"
+        done = "holding, disarmed" if self._holds() else "disarmed; no hold could be sent yet: see /diagnostics"
+        response.success, response.message = True, f"{done} (call ~/arm to go on)"
         return response
 
+    def _holds(self) -> bool:
+        """Whether the hold that was asked for has been sent."""
+        return self._ready and self._controller.measured_at is not None
+
     def _on_go_home(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        refusal = self._controller.go_home(self._now())
+        refusal = self._driver.status() or self._controller.go_home(self._now())
         self._run()
+        if not refusal and self._controller.holding and not self._controller.homing:
+            refusal = f"holding: {', '.join(self._controller.causes)}"
         response.success, response.message = not refusal, refusal or "going home in gated steps"
         return response
 
@@ -218,6 +245,7 @@ class WidowxNode(Node):
     def _send(self, command: Command) -> None:
         self._driver.send(command)
         self._commands += 1
+        self._commanded_at = command.time
         stamp, frame = conversions.stamp_to_ros(command.time), self._base_frame
         if command.transform_target is not None:
             self._target_pose.publish(conversions.pose_stamped_to_ros(command.transform_target, stamp, frame))
@@ -247,6 +275,7 @@ class WidowxNode(Node):
         silence = time.monotonic() - self._heard
         missing = "no joint states" if measured is None else f"no joint states for {silence:.0f} s"
         waiting = self._driver.status() or (missing if measured is None or silence > SILENCE else "")
+        waiting = waiting or self._driver.warning()
         about = {
             "driver": str(self._values["driver"]),
             "chunks": str(self._chunks),

@@ -119,6 +119,7 @@ def controller_config(values: Mapping[str, Value]) -> ControllerConfig:
         reference=str(values["reference"]),
         gripper_threshold=_number(values, "gripper_threshold"),
         late_actions=str(values["late_actions"]),
+        move_time=min(_C.move_time, _number(values, "profile_move_time")),
     )
 
 

@@ -68,6 +68,7 @@ def status_to_ros(name: str, controller: ArmController, about: Mapping[str, str]
         "armed": str(controller.armed).lower(),
         "state": state,
         "cause": causes,
+        "orientation_error": f"{controller.orientation_error:.3f} rad",
         **about,
         **{f"{check.effect}/{key}": str(controller.counts[key]) for key, check in CHECKS.items()},
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dtp_ros.errors import require_choice, require_range
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.gate import Gate, GateConfig, RefusedError
 from dtp_ros.widowx.kinematics import Array, Robot, forward, rotation_vector
 from dtp_ros.widowx.measurement import Measurement, measure
@@ -36,43 +37,21 @@ class ControllerConfig:
     gripper_threshold: openings above it open the gripper, 0 ... 1.
     late_actions: `execute` runs every action in order; `drop` leaves out those whose time, counted from the image's
     stamp, is over.
+    move_time: s that a command may take the credit for at most, however far apart the actions: arms that take a
+    position go there at once, in about this time.
     """
 
     gate: GateConfig = field(default_factory=GateConfig)
     reference: str = "commanded"
     gripper_threshold: float = 0.5
     late_actions: str = "execute"
+    move_time: float = 0.2
 
     def __post_init__(self) -> None:
         require_choice("reference", self.reference, REFERENCES)
         require_range("gripper_threshold", self.gripper_threshold, 0.0, 1.0)
         require_choice("late_actions", self.late_actions, LATE_ACTIONS)
-
-
-@dataclass(frozen=True)
-class Command:
-    """What the arm is told at `time` (s).
-
-    joints: targets [n], rad. gripper: metres between the fingers. transform_commanded: pose [4, 4] of `joints`.
-    transform_target: the pose that was asked for, after semantics and before the gate; None where nothing was.
-    twist: mean velocity from the command before (linear m/s, angular rad/s) [6], base axes, zero while holding.
-    period: s until the next command is due. holding: `joints` are where the arm was measured when the hold began.
-    causes: checks that clipped or refused (keys of gate.CHECKS).
-    armed: False: motors must not be driven; only a simulator in lock-step, which needs commands to go on, takes it.
-    image_stamp: s, of the image behind the first action of a chunk; None for every other command.
-    """
-
-    time: float
-    joints: Array
-    gripper: float
-    transform_commanded: Array
-    transform_target: Array | None
-    twist: Array
-    period: float
-    holding: bool
-    armed: bool
-    causes: tuple[str, ...] = ()
-    image_stamp: float | None = None
+        require_range("move_time", self.move_time, 0.01, 0.2)
 
 
 class ArmController:
@@ -86,6 +65,9 @@ class ArmController:
         self.homing = False
         self.holding = True
         self.causes: tuple[str, ...] = ()  # of the last command or refusal
+        self.orientation_error = 0.0  # of the last command, rad
+        self._hold_causes: tuple[str, ...] = ()  # of a hold that is due
+        self._disarming = False  # the hold that is due must still reach the motors
         self.configure(config or ControllerConfig())
         self._forget()
 
@@ -95,7 +77,7 @@ class ArmController:
         self.gate = Gate(self.robot, config.gate, self.counts)
 
     def _forget(self) -> None:
-        """Everything that came before is of another time."""
+        """Everything that came before is of another time; a disarming hold that is due stays due."""
         self._measured: Measurement | None = None
         self._schedule = Schedule()
         self._due = self._home_by = 0.0
@@ -106,8 +88,6 @@ class ArmController:
         self._fed_at = 0.0  # when the last chunk came, or the last step home
         self._chunk_stamp: float | None = None  # newest seen
         self._now: float | None = None
-        self._hold_causes: tuple[str, ...] = ()
-        self._disarming = False  # the hold that is due must still reach the motors
         self.homing, self.holding = False, True
 
     @property
@@ -147,7 +127,6 @@ class ArmController:
             return False
         if self._chunk_stamp is not None and chunk.stamp < self._chunk_stamp - SAME_TIME:
             self._backwards()
-            self._hold_causes = ("time_backwards",)
             return False
         if self.homing:
             self.gate.count("going_home")
@@ -221,7 +200,7 @@ class ArmController:
             return None
         if self._is_stale(now):
             cause = "joint_states"
-        elif self._schedule.is_over(now) and now - self._fed_at > self.config.gate.command_timeout:
+        elif self._is_late(now):
             cause = "command_timeout"
         else:
             return None
@@ -237,13 +216,15 @@ class ArmController:
             motion = Motion(None, None, ("joint_states",))
         elif due.image_stamp is not None and now - due.image_stamp > self.config.gate.command_timeout:
             motion = Motion(None, None, ("image",))  # it waited for joint states, or for a driver, too long
+        elif self._is_late(now):
+            motion = Motion(None, None, ("command_timeout",))
         else:
             seconds = self._elapsed(now, due.seconds)
             motion = plan_action(self.gate, self.config.reference, due.action, measured, last, seconds)
         self.gate.count(*motion.causes)
         if motion.joints is not None:
             self._gripper = gripper_distance(self.robot, float(due.action[6]), self.config.gripper_threshold)
-        return self._send(now, motion, due.seconds, due.image_stamp)
+        return self._send(now, motion, HOME_PERIOD if motion.joints is None else due.seconds, due.image_stamp)
 
     def _home(self, now: float) -> Command | None:
         if self._is_stale(now) or now > self._home_by:
@@ -269,7 +250,8 @@ class ArmController:
         return measured, self.gate.hold(measured) if self._last is None else self._last
 
     def _elapsed(self, now: float, period: float) -> float:
-        """Time that a motion may take the credit for: since the last command, a period at most (s)."""
+        """Time that a motion may take the credit for: since the last command, a move or a period at most (s)."""
+        period = min(period, self.config.move_time)
         if self._sent_at is None or now - self._sent_at >= period - SAME_TIME:
             return period  # not the difference of two stamps, whose rounding depends on when the episode began
         return max(0.0, now - self._sent_at)
@@ -285,8 +267,9 @@ class ArmController:
             start = forward(self.robot, before)
             turn = rotation_vector(pose[:3, :3] @ start[:3, :3].T)
             twist = np.concatenate([pose[:3, 3] - start[:3, 3], turn]) / seconds
-        armed, self._disarming = self.armed or self._disarming, False
+        armed, last, self._disarming = self.armed or self._disarming, self._disarming, False
         self._last, self._sent_at, self._moving, self.causes = joints, now, True, motion.causes
+        self.orientation_error = motion.orientation_error
         return Command(
             time=now,
             joints=joints,
@@ -297,6 +280,8 @@ class ArmController:
             period=seconds,
             holding=self.holding,
             armed=armed,
+            last=last,
+            orientation_error=motion.orientation_error,
             causes=motion.causes,
             image_stamp=image_stamp,
         )
@@ -314,6 +299,13 @@ class ArmController:
             self._gripper = self.robot.gripper_open if measured is None else measured
         return self._gripper
 
+    def _is_late(self, now: float) -> bool:
+        """Whether the newest chunk is too old; what is left of it is of a world that nobody looks at any more."""
+        late = now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
+        if late:
+            self._schedule.clear()
+        return late
+
     def _is_stale(self, now: float) -> bool:
         measured = self._measured
         return measured is None or now - measured.stamp > self.config.gate.joint_state_timeout + SAME_TIME
@@ -327,3 +319,4 @@ class ArmController:
     def _backwards(self) -> None:
         self.gate.count("time_backwards")
         self._forget()
+        self._hold_causes = self._hold_causes or ("time_backwards",)

@@ -13,7 +13,8 @@ from dtp_ros.errors import ActionError, ConfigError, require_range
 from dtp_ros.widowx.kinematics import Array, Robot, forward
 from dtp_ros.widowx.semantics import clip_action, clip_workspace, distance, interpolate
 
-# Three axes at their limits make a longer step than one: the pose as a whole may go this many times the limit.
+# Three axes at their limits, and a turn about a point that is not the commanded one, make a longer step than one axis:
+# the pose as a whole may go this many times the limit.
 DIAGONAL = 2.0
 WORKSPACE_TOLERANCE = 1e-3  # m: the residual of the kinematics at the wall of the box
 LIMIT_TOLERANCE = 0.05  # rad: overshoot of the measured arm beyond its limits that is not yet a violation
@@ -40,7 +41,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "future_stamp": Check("holds", "", "the chunk's image lies in the future"),
         "image": Check("holds", "command_timeout", "the chunk's image is too old"),
         "joint_states": Check("holds", "joint_state_timeout", "no joint states, or too old ones"),
-        "command_timeout": Check("holds", "command_timeout", "no further action came in time"),
+        "command_timeout": Check(
+            "holds", "command_timeout", "no further chunk came in time: the rest of the last is dropped"
+        ),
         "not_armed": Check("holds", "", "the arm is not armed"),
         "driver": Check("holds", "driver", "the arm's own driver went away, or is not set up any more"),
         "going_home": Check("drops", "", "a chunk came while the arm was going home"),
@@ -53,6 +56,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "workspace": Check("clips", "workspace_low, workspace_high", "the target is outside the box"),
         "workspace_path": Check("holds", "workspace_low, workspace_high", "the joints would leave the box"),
         "kinematics": Check("holds", "", "the pose cannot be reached from here; the target does not advance"),
+        "orientation": Check("clips", "", "five joints cannot turn so: the nearest orientation is taken"),
         "joint_limits": Check("clips", "joint_limit_margin", "a joint target beyond its limit less the margin"),
         "joint_velocity": Check("clips", "max_joint_velocity", "a joint would turn too fast"),
         "jump": Check("holds", "max_joint_jump", "the command is too far from the measured joints"),

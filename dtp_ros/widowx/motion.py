@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtp_ros.widowx.gate import Gate, RefusedError
-from dtp_ros.widowx.kinematics import Array, forward, inverse
+from dtp_ros.widowx.kinematics import ROTATION_TOLERANCE, Array, forward, inverse
 from dtp_ros.widowx.semantics import clip_workspace, distance, interpolate, target_pose
 
 HOME_TOLERANCE = 1e-3  # m and rad: nearer than this the arm is home
@@ -17,12 +17,14 @@ _SHORTENINGS = 6
 @dataclass(frozen=True)
 class Motion:
     """joints: targets [n] in rad that passed the gate, or None: hold. target: the pose [4, 4] asked for, before the
-    gate, or None. causes: the checks that clipped or refused.
+    gate, or None. causes: the checks that clipped or refused. orientation_error: rad that `joints` are short of the
+    orientation asked for, where the arm cannot turn so (five joints); else 0.
     """
 
     joints: Array | None
     target: Array | None
     causes: tuple[str, ...]
+    orientation_error: float = 0.0
 
 
 def plan_action(gate: Gate, reference: str, action: Array, measured: Array, last: Array, seconds: float) -> Motion:
@@ -34,10 +36,11 @@ def plan_action(gate: Gate, reference: str, action: Array, measured: Array, last
         transform_measured, transform_last = forward(gate.robot, measured), forward(gate.robot, last)
         target = target_pose(clipped, transform_measured, transform_last, reference)
         goal = gate.pose(target, transform_last if reference == "commanded" else transform_measured, causes)
-        joints = gate.joints(_reach(gate, goal, last, seconds, causes), last, measured, seconds, causes)
+        reached, error = _reach(gate, goal, last, seconds, causes)
+        joints = gate.joints(reached, last, measured, seconds, causes)
     except RefusedError as refusal:
         return Motion(None, target, _unique([*causes, refusal.cause]))
-    return Motion(joints, target, _unique(causes))
+    return Motion(joints, target, _unique(causes), error)
 
 
 def plan_home(gate: Gate, neutral: Array, measured: Array, last: Array, seconds: float) -> Motion | None:
@@ -51,7 +54,7 @@ def plan_home(gate: Gate, neutral: Array, measured: Array, last: Array, seconds:
     if not arrived:
         causes: list[str] = []
         try:
-            joints = _reach(gate, gate.pose(home, here, causes), last, seconds, causes)
+            joints, _ = _reach(gate, gate.pose(home, here, causes), last, seconds, causes)
             joints = gate.joints(joints, last, measured, seconds, causes)
             if np.abs(joints - last).max() > HOME_TOLERANCE:
                 return Motion(joints, home, ())
@@ -65,12 +68,13 @@ def plan_home(gate: Gate, neutral: Array, measured: Array, last: Array, seconds:
         return None if arrived and refusal.cause == "workspace_path" else Motion(None, home, (refusal.cause,))
 
 
-def _reach(gate: Gate, goal: Array, last: Array, seconds: float, causes: list[str]) -> Array:
+def _reach(gate: Gate, goal: Array, last: Array, seconds: float, causes: list[str]) -> tuple[Array, float]:
     """Joints [n] on the straight line from `last` to `goal`: its end, or as far as the joints' speed allows.
 
-    Shortening the line, rather than the joints' path, keeps the end effector on it and inside the box.
+    And the orientation error there, rad, which only an arm of five joints has (`orientation`). Shortening the line,
+    rather than the joints' path, keeps the end effector on it and inside the box.
     """
-    start, fraction, joints = forward(gate.robot, last), 1.0, last
+    start, fraction, joints, error = forward(gate.robot, last), 1.0, last, 0.0
     for _ in range(_SHORTENINGS):
         pose = goal if fraction == 1.0 else interpolate(start, goal, fraction)
         solution = inverse(gate.robot, pose, last, restarts=0)
@@ -81,13 +85,16 @@ def _reach(gate: Gate, goal: Array, last: Array, seconds: float, causes: list[st
             )
         joints = solution.joints
         ratio = gate.velocity_ratio(joints, last, seconds)
+        error = solution.rotation_error if solution.rotation_error > ROTATION_TOLERANCE else 0.0
         if ratio <= 1.0:
-            return joints
+            break
         causes.append("joint_velocity")
         if not np.isfinite(ratio):
-            return last
+            return last, 0.0
         fraction *= 0.98 / ratio
-    return joints
+    if error:
+        causes.append("orientation")
+    return joints, error
 
 
 def _unique(causes: list[str]) -> tuple[str, ...]:

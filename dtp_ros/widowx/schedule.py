@@ -45,10 +45,6 @@ class Schedule:
         self._queue: deque[DueAction] = deque()
         self._due = 0.0
 
-    def is_over(self, now: float) -> bool:
-        """Whether the last action has ended and none waits."""
-        return not self._queue and self._waiting is None and now >= self._due - SAME_TIME
-
     def clear(self) -> None:
         """Forget what is left."""
         self._queue.clear()

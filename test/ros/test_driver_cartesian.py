@@ -58,6 +58,19 @@ def test_poses_for_fzis_controller():
         np.testing.assert_allclose([m.points[0].positions[0] for m in controller.gripper], [0.037, 0.015])
 
 
+def test_whoever_else_listens_is_not_taken_for_the_controller():
+    """A node without such parameters, first in the order in which they are asked."""
+    topic = "cartesian_motion_controller/target_frame"
+    with running(DOMAIN, driver="cartesian") as bench, spinning(Controller("a_recorder", topic, {})) as recorder:
+        wait_until(lambda: "cartesian_frame" in bench.status()[0], lambda: bench.status()[0])
+        assert "/a_recorder listens" in bench.status()[0]
+        with fzi() as controller:
+            disarmed(bench)
+            bench.arm()
+            bench.send(FORWARD)
+            wait_until(lambda: controller.poses and recorder.poses, "a pose")
+
+
 def test_crisp_has_its_own_topic_and_names():
     frames = {"base_frame": "arm_base", "end_effector_frame": "tool"}
     settings = {"cartesian_controller": "crisp", "base_frame": "arm_base", "end_effector_frame": "tool"}
@@ -81,7 +94,7 @@ def test_crisp_has_its_own_topic_and_names():
     [
         ({**FRAMES, "robot_base_link": "world"}, "robot_base_link is 'world', and base_frame 'base_link'"),
         ({**FRAMES, "end_effector_link": "flange"}, "end_effector_link is 'flange', and end_effector_frame"),
-        ({}, "robot_base_link is ''"),
+        ({}, "has no robot_base_link nor end_effector_link"),
     ],
 )
 def test_a_controller_of_other_frames_gets_nothing_and_is_named(frames, reason):

@@ -56,7 +56,7 @@ def test_a_twist_lasts_for_its_period_freshly_stamped_then_zero():
         assert not np.any(servo.twists[moving[-1] + 1 :])
 
 
-def test_it_falls_silent_so_that_others_may_have_the_topic():
+def test_zeros_while_armed_and_silence_after_so_that_others_may_have_the_topic():
     with running(DOMAIN, command_timeout=0.5, **NODE) as bench:
         servo = Servo(bench)
         servo.ready()
@@ -64,7 +64,11 @@ def test_it_falls_silent_so_that_others_may_have_the_topic():
         bench.send(FORWARD, CLOSE)
         wait_until(lambda: len(servo.gripper) == 2, "the gripper's commands")
         np.testing.assert_allclose([m.points[0].positions[0] for m in servo.gripper], [0.037, 0.015])
-        wait_until(lambda: servo.arrivals and bench.now() - servo.arrivals[-1][0] > 0.5, "silence")
+        time.sleep(4.0)
+        assert bench.now() - servo.arrivals[-1][0] < 0.5
+        assert not np.any(servo.twists[-100:])
+        assert bench.trigger("stop").success
+        wait_until(lambda: bench.now() - servo.arrivals[-1][0] > 0.5, "silence")
         assert not np.any(servo.twists[-1])
 
 
@@ -111,6 +115,25 @@ def test_the_end_is_a_zero_and_exit_code_0():
         node.send_signal(signal.SIGTERM)
         assert node.wait(DEADLINE) == 0
         wait_until(lambda: not np.any(servo.twists[-1]), "zero")
+
+
+def test_a_missing_gripper_controller_is_named_and_the_arm_moves_and_stops_without():
+    with running(DOMAIN, **NODE) as bench:
+        twists = []
+        bench.create_subscription(TwistStamped, "/servo_node/delta_twist_cmds", twists.append, 100)
+        wait_until(lambda: "nobody listens to /servo_node" not in bench.status()[0], "a listener")
+        assert bench.arm().success
+        assert "gripper_controller/joint_trajectory" in bench.status()[0]
+        bench.send(*[FORWARD] * 5)
+        wait_until(lambda: any(message.twist.linear.x > 0.05 for message in twists), "motion")
+        assert bench.trigger("stop").message.startswith("holding, disarmed")
+        wait_until(lambda: twists[-1].twist.linear.x == 0.0, "zero")
+        gripper = []
+        bench.create_subscription(JointTrajectory, "/gripper_controller/joint_trajectory", gripper.append, 10)
+        wait_until(lambda: bench.status()[0] == "disarmed: stop", "the gripper's controller")
+        bench.arm()
+        bench.send(CLOSE)
+        wait_until(lambda: gripper, "an opening")
 
 
 def test_a_missing_servo_is_named():

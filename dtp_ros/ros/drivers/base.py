@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rclpy.publisher import Publisher
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 
 DELIVERY = 0.5  # s that the last message has to be delivered
 
@@ -28,6 +28,9 @@ class Driver(Protocol):
 
     def status(self) -> str:
         """Why it cannot send, in words, or "" where it can: nothing is decided, and so nothing lost, before."""
+
+    def warning(self) -> str:
+        """What is missing that the arm itself can do without, as its gripper's controller; "" where nothing is."""
 
     def send(self, command: Command) -> None:
         """Send a command; where it is not `armed`, nothing that drives a motor."""

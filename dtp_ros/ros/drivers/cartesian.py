@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
@@ -17,7 +18,7 @@ from dtp_ros.ros.conversions import pose_stamped_to_ros
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
 from dtp_ros.ros.drivers.grippers import create_gripper
 from dtp_ros.ros.drivers.set_up import SetUp, Steps, call
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
 
@@ -68,21 +69,29 @@ class CartesianDriver:
             self._controller.base: self._settings.base_frame,
             self._controller.end_effector: self._settings.end_effector_frame,
         }
-        answer = yield from call(self._parameters(), GetParameters.Request(names=list(expected)))
-        values = [value.string_value for value in answer.values]
-        values += [""] * (len(expected) - len(values))  # what rclcpp answers where one is not declared: nothing
+        values = yield from self._ask(list(expected))
         for (name, frame), value in zip(expected.items(), values, strict=True):
             if value != frame:
                 ours = "base_frame" if name == self._controller.base else "end_effector_frame"
                 raise ArmError(f"the controller's {name} is {value!r}, and {ours} {frame!r} (valid: the same frame)")
 
-    def _parameters(self) -> Client:
-        """The parameter service of whoever listens to the poses."""
+    def _ask(self, names: list[str]) -> Any:
+        """Values of the parameters `names` of the first listener to the poses that has them (rviz, say, has none)."""
         listeners = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
-        if not listeners:
-            raise ArmError(f"nobody listens to {self._publisher.topic_name}")
-        namespace = listeners[0].node_namespace.rstrip("/")
-        name = f"{namespace}/{listeners[0].node_name}/get_parameters"
+        failure = f"nobody listens to {self._publisher.topic_name}"
+        for node in sorted({f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in listeners}):
+            try:
+                answer = yield from call(self._client(f"{node}/get_parameters"), GetParameters.Request(names=names))
+            except ArmError as error:
+                failure = str(error)
+                continue
+            values = [value.string_value for value in answer.values]
+            if any(values):  # where one is not declared, rclcpp answers nothing at all
+                return values + [""] * (len(names) - len(values))
+            failure = f"{node} listens to {self._publisher.topic_name} and has no {' nor '.join(names)}"
+        raise ArmError(f"{failure} (say in cartesian_frame what frame the controller expects)")
+
+    def _client(self, name: str) -> Client:
         if name not in self._clients:  # kept: rclpy's executor may trip over one that a callback destroys
             self._clients[name] = self._node.create_client(GetParameters, name)
         return self._clients[name]
@@ -91,10 +100,14 @@ class CartesianDriver:
         """Which controller is missing, or how its frames differ."""
         text = unheard(self._publisher)
         if self._set_up is None:
-            return text or self._gripper.status()
+            return text
         if text and not self._set_up.status:
             self._set_up.again(text)
-        return text or self._set_up.status or self._gripper.status()
+        return text or self._set_up.status
+
+    def warning(self) -> str:
+        """Whether the gripper's controller is missing: the arm moves and holds without."""
+        return self._gripper.status()
 
     def send(self, command: Command) -> None:
         """Send the gripper's target where it is new, and the pose."""

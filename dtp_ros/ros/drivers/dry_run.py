@@ -5,7 +5,7 @@ from __future__ import annotations
 from rclpy.node import Node
 
 from dtp_ros.ros.drivers.base import DriverSettings
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
 
@@ -19,6 +19,10 @@ class DryRunDriver:
 
     def status(self) -> str:
         """Always ready."""
+        return ""
+
+    def warning(self) -> str:
+        """Nothing."""
         return ""
 
     def send(self, command: Command) -> None:

@@ -26,7 +26,7 @@ class Gripper(Protocol):
         """Why it cannot take one, or ""."""
 
     def send(self, opening: float) -> None:
-        """Send an opening, m, where it is another than the last."""
+        """Send an opening, m, where it is another than the last, and the controller is there."""
 
     def close(self) -> None:
         """See the last message delivered."""
@@ -55,8 +55,8 @@ class TrajectoryGripper:
         return text
 
     def send(self, opening: float) -> None:
-        """Send an opening, m, where it is another than the last."""
-        if self._sent is None or abs(opening - self._sent) > SAME:
+        """Send an opening, m, where it is another than the last, and the controller is there."""
+        if not self.status() and (self._sent is None or abs(opening - self._sent) > SAME):
             self._sent = opening
             self._publisher.publish(joint_target_to_ros({self._finger: 0.5 * opening}, MOVE_TIME))
 
@@ -87,7 +87,7 @@ class ParallelGripper:
 
     def send(self, opening: float) -> None:
         """Send an opening, m, where it is another than the last; a goal under way is replaced."""
-        if self._sent is None or abs(opening - self._sent) > SAME:
+        if not self.status() and (self._sent is None or abs(opening - self._sent) > SAME):
             self._sent = opening
             goal = self._kind.Goal(command=joint_state_to_ros({self._finger: 0.5 * opening}, 0.0))
             self._client.send_goal_async(goal).add_done_callback(self._on_answer)

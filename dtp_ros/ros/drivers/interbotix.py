@@ -12,7 +12,7 @@ from dtp_ros.errors import ConfigError, DtpError, require_choice
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, require_module, unheard
 from dtp_ros.ros.drivers.interbotix_motors import GRIPPER, GROUP, Motors
 from dtp_ros.ros.drivers.set_up import Conversation, SetUp
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
 ROBOTS = ("wx250s", "wx250")
@@ -47,7 +47,10 @@ class InterbotixDriver:
         self._group_command, self._single_command = messages.JointGroupCommand, messages.JointSingleCommand
         self._group = node.create_publisher(self._group_command, settings.under("commands/joint_group"), 10)
         self._single = node.create_publisher(self._single_command, settings.under("commands/joint_single"), 10)
-        self._motors = Motors(node, robot, settings, services)
+        try:
+            self._motors = Motors(node, robot, settings, services)
+        except AttributeError as error:
+            raise ConfigError(f"interbotix_xs_msgs lacks what is needed: {error} ({INSTALL})") from error
         self._set_up = SetUp(node, self._motors.set_up)
         self._heard_at = time.monotonic()
         self._forget()
@@ -70,6 +73,10 @@ class InterbotixDriver:
         if not self._set_up.status:
             self._set_up.again(why)
             self._forget()
+
+    def warning(self) -> str:
+        """Nothing."""
+        return ""
 
     def send(self, command: Command) -> None:
         """Send the gripper's target where it is new, and the joints'; the first of a run has the torque put on."""

@@ -9,7 +9,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dtp_ros.ros.conversions import joint_target_to_ros
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
 from dtp_ros.ros.drivers.grippers import create_gripper
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
 # The way to a target, in periods of the command. The controller goes it by a cubic that ends at rest, and so stops at
@@ -33,8 +33,12 @@ class JointTrajectoryDriver:
         self._gripper = create_gripper(node, robot, settings)
 
     def status(self) -> str:
-        """Which controller is missing."""
-        return unheard(self._publisher) or self._gripper.status()
+        """Whether the arm's controller is missing."""
+        return unheard(self._publisher)
+
+    def warning(self) -> str:
+        """Whether the gripper's controller is missing: the arm moves and holds without."""
+        return self._gripper.status()
 
     def send(self, command: Command) -> None:
         """Send the gripper's target where it is new, and the joints'."""

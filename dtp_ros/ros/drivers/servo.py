@@ -1,7 +1,8 @@
-"""MoveIt Servo: the twist of each action, freshly stamped until the action has ended, then zero."""
+"""MoveIt Servo: the twist of each action, freshly stamped until the action has ended, then zero while armed."""
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -13,11 +14,11 @@ from rclpy.node import Node
 from dtp_ros.ros.conversions import twist_stamped_to_ros
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
 from dtp_ros.ros.drivers.grippers import create_gripper
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Array, Robot
 
 REPEAT_PERIOD = 0.02  # s; Servo halts on a stamp older than 0.1 s
-SILENT_AFTER = 3.0  # s of zeros after the last command; then a joystick may have the topic, and Servo stands by itself
+SILENT_AFTER = 3.0  # s of zeros after the arm was disarmed; then a joystick may have the topic
 
 
 class ServoDriver:
@@ -38,8 +39,12 @@ class ServoDriver:
         node.create_timer(REPEAT_PERIOD, self._repeat, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def status(self) -> str:
-        """Who is missing."""
-        return unheard(self._publisher) or self._gripper.status()
+        """Whether Servo is missing."""
+        return unheard(self._publisher)
+
+    def warning(self) -> str:
+        """Whether the gripper's controller is missing: the arm moves and holds without."""
+        return self._gripper.status()
 
     def send(self, command: Command) -> None:
         """Begin the command's twist; it lasts for the command's period."""
@@ -49,7 +54,7 @@ class ServoDriver:
         self._gripper.send(command.gripper)
         self._twist = command.twist
         self._moves_until = time.monotonic() + command.period
-        self._speaks_until = self._moves_until + SILENT_AFTER
+        self._speaks_until = self._moves_until + SILENT_AFTER if command.last else math.inf
         self._repeat()
 
     def _repeat(self) -> None:

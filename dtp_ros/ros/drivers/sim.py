@@ -9,7 +9,7 @@ from sensor_msgs.msg import JointState
 from dtp_ros.errors import require_choice
 from dtp_ros.ros.conversions import joint_state_to_ros
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
-from dtp_ros.widowx.controller import Command
+from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
 GRIPPER = "gripper"
@@ -33,6 +33,10 @@ class SimDriver:
     def status(self) -> str:
         """Whether a simulator is missing: in lock-step a command that nobody hears would stop time for ever."""
         return unheard(self._publisher)
+
+    def warning(self) -> str:
+        """Nothing."""
+        return ""
 
     def send(self, command: Command) -> None:
         """Send the joint targets and the gripper."""
