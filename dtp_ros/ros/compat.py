@@ -13,8 +13,6 @@ from rclpy.subscription import Subscription
 
 # Whether a subscription's callback may take (message, info): rclpy 3.4 and later, so not Humble.
 HAS_MESSAGE_INFO = hasattr(Subscription, "CallbackType")
-
-
 ASK_AGAIN = 5.0  # s
 
 
@@ -22,7 +20,7 @@ class Question:
     """A request to a service, sent again every `again` seconds until it is answered; it must bear being served twice.
 
     A server may hear the first request before it has found the reader of the answers, and its answer is lost then
-    (ros2/rmw_fastrtps#467, seen on a loaded machine). Somebody else spins the client's node.
+    (ros2/rmw_fastrtps#467). Somebody else spins the client's node.
     """
 
     def __init__(self, client: Client, request: object, again: float = ASK_AGAIN) -> None:

@@ -35,6 +35,7 @@ from dtp_ros.ros import conversions, widowx_parameters
 from dtp_ros.ros.chunk_source import ChunkSource
 from dtp_ros.ros.drivers import create_driver
 from dtp_ros.ros.drivers.base import DriverSettings
+from dtp_ros.ros.lock_step import LockStepWatch
 from dtp_ros.ros.widowx_views import markers_to_ros, status_to_ros
 from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.controller import ArmController
@@ -43,7 +44,6 @@ from dtp_ros.widowx.kinematics import Array, robot
 
 WATCH_PERIOD = 0.02  # s
 SILENCE = 1.0  # s of wall time without joint states before they are missed, and /clock is believed instead of them
-FREE_RUNNING = 1.0  # s that simulated time goes on without a command: it is not in lock-step
 PATH_LENGTH = 500  # commanded positions shown
 
 
@@ -62,10 +62,7 @@ class WidowxNode(Node):
         self._ready = False  # the driver was, when last asked
         self._heard = time.monotonic()  # when joint states came last, sound or not, steady clock, s
         self._behind_since: float | None = None  # joint states are behind /clock, steady clock, s
-        self._moved: float | None = None  # in lock-step time last moved, or a chunk came, steady clock, s
-        self._commanded_at: float | None = None  # simulated time of the last command, or of the first joint states, s
-        self._lock_step = True  # until simulated time is seen to go on without commands
-        self._slowest = 0.0  # longest wait for a chunk in lock-step, wall clock, s
+        self._lock_step = LockStepWatch()
         self._target: Array | None = None
         self._path: deque[Array] = deque(maxlen=PATH_LENGTH)
         self._chunks = self._commands = 0
@@ -99,23 +96,6 @@ class WidowxNode(Node):
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    def _patience(self) -> float:
-        """Wall time that simulated time may stand still, s: well beyond what this policy took at its slowest.
-
-        Of a simulator that does not wait for commands: what the policy may take by any clock.
-        """
-        if not self._lock_step:
-            return self._controller.config.gate.command_timeout
-        first = self._values["lock_step_timeout"]
-        assert isinstance(first, float)  # declared as a double
-        return max(min(first, 5.0), 10.0 * self._slowest) if self._chunks else first
-
-    def _stands_still(self) -> bool:
-        """In lock-step: whether nothing came for so long that the policy must be holding."""
-        if self._sim_time and self._moved is None and self._source.count() > 0:
-            self._moved = time.monotonic()
-        return self._moved is not None and time.monotonic() - self._moved > self._patience()
-
     def _clock_time(self) -> float:
         return float(self.get_clock().now().nanoseconds) * 1e-9
 
@@ -136,9 +116,12 @@ class WidowxNode(Node):
             self._send(command)
 
     def _on_watch(self) -> None:
-        if self._stands_still():
+        if self._sim_time and self._source.count() > 0:
+            self._lock_step.policy_seen()
+        timeout = self._values["lock_step_timeout"]
+        assert isinstance(timeout, float)  # declared as a double
+        if self._lock_step.stands_still(timeout, self._controller.config.gate.command_timeout):
             # A policy that holds waits for the next image, which waits for a command.
-            self._moved = time.monotonic()
             self._controller.refuse("command_timeout")
         self._run()
         measured = self._controller.measured_at
@@ -162,26 +145,12 @@ class WidowxNode(Node):
         self._heard, self._behind_since = time.monotonic(), None
         before = self._controller.measured_at
         self._controller.joint_states(message.name, message.position, stamp)
-        if self._moved is not None and self._controller.measured_at != before:
-            self._moved = time.monotonic()
-        self._watch_lock_step(before)
+        self._lock_step.joint_states(before, self._controller.measured_at)
         self._run()
 
-    def _watch_lock_step(self, before: float | None) -> None:
-        """Learn from the joint states whether simulated time waits for commands; `before`: stamp of those before, s."""
-        measured = self._controller.measured_at
-        if measured is None or measured == before:  # another simulator, perhaps; or one that repeats a moment
-            self._lock_step, self._commanded_at = True, measured
-        elif before is None or self._commanded_at is None:
-            self._commanded_at = measured
-        elif measured > self._commanded_at + FREE_RUNNING:
-            self._lock_step = False
-
     def _on_chunk(self, message: JointTrajectory) -> None:
-        now = time.monotonic()
         if self._sim_time:
-            self._slowest = max(self._slowest, now - (now if self._moved is None or not self._chunks else self._moved))
-            self._moved = now
+            self._lock_step.chunk()
         self._chunks += 1
         try:
             chunk = conversions.action_chunk_from_ros(message, self._base_frame)
@@ -224,9 +193,9 @@ class WidowxNode(Node):
         return self._ready and self._controller.measured_at is not None
 
     def _on_go_home(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        refusal = self._driver.status() or self._controller.go_home(self._now())
+        refusal, before = self._driver.status() or self._controller.go_home(self._now()), self._commands
         self._run()
-        if not refusal and self._controller.holding and not self._controller.homing:
+        if not refusal and self._commands > before and self._controller.holding:  # the first step was refused
             refusal = f"holding: {', '.join(self._controller.causes)}"
         response.success, response.message = not refusal, refusal or "going home in gated steps"
         return response
@@ -245,7 +214,7 @@ class WidowxNode(Node):
     def _send(self, command: Command) -> None:
         self._driver.send(command)
         self._commands += 1
-        self._commanded_at = command.time
+        self._lock_step.command(command.time)
         stamp, frame = conversions.stamp_to_ros(command.time), self._base_frame
         if command.transform_target is not None:
             self._target_pose.publish(conversions.pose_stamped_to_ros(command.transform_target, stamp, frame))

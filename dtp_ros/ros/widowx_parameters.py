@@ -114,12 +114,13 @@ def controller_config(values: Mapping[str, Value]) -> ControllerConfig:
         if spec.choices:
             require_choice(name, str(values[name]), spec.choices)
     gate = {name: _number(values, name) for name in GATE_RANGES}
+    profile = _number(values, "profile_move_time")
     return ControllerConfig(
         gate=GateConfig(_corner(values, "workspace_low"), _corner(values, "workspace_high"), **gate),
         reference=str(values["reference"]),
         gripper_threshold=_number(values, "gripper_threshold"),
         late_actions=str(values["late_actions"]),
-        move_time=min(_C.move_time, _number(values, "profile_move_time")),
+        move_time=min(_C.move_time, profile) if values["driver"] == "interbotix" else _C.move_time,
     )
 
 

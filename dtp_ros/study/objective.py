@@ -21,7 +21,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtp_ros.models.action_tokens import ActionStatistics, UniformBins
-from dtp_ros.models.tabletop import ACT_ID, DIMENSIONS, UNKNOWN_ID, TabletopNetwork, word_tokenizer
+from dtp_ros.models.tabletop import ACT_ID, UNKNOWN_ID, word_tokenizer
+from dtp_ros.models.tabletop_network import DIMENSIONS, TabletopNetwork
 from dtp_ros.sim.instructions import phrases
 from dtp_ros.sim.tasks import TASKS
 from dtp_ros.study.demonstrations import TASK_NAMES, Frames
@@ -197,7 +198,7 @@ class Objective(nn.Module):
         self.offsets = nn.Linear(hidden, 4)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, and under `total` their weighted sum; `position_error` in m is a figure, not a loss."""
+        """Losses by name, their weighted sum as `total`, and two figures: `source_error` (m) and `accuracy`."""
         network, num_image = self.network, self.network.config.side**2
         embeddings, there, positions = prefix(network, batch)
         known = batch.known + network.config.vocabulary

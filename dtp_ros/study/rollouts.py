@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from dtp_ros.models.registry import load_adapter
-from dtp_ros.models.tabletop import DIMENSIONS, TabletopAdapter
+from dtp_ros.models.tabletop import TabletopAdapter
+from dtp_ros.models.tabletop_network import DIMENSIONS
 from dtp_ros.sim.layout import random_layout
 from dtp_ros.sim.tasks import TASKS
 from dtp_ros.study.demonstrations import Frames, Recorder, begin, training_layout

@@ -24,7 +24,8 @@ import torch
 from dtp_ros.errors import DtpError, require_integer
 from dtp_ros.models.action_tokens import ActionStatistics
 from dtp_ros.models.checkpoint import DEVICES, resolve_device
-from dtp_ros.models.tabletop import TabletopConfig, TabletopNetwork, write_checkpoint
+from dtp_ros.models.tabletop import write_checkpoint
+from dtp_ros.models.tabletop_network import TabletopConfig, TabletopNetwork
 from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION
 from dtp_ros.study.curves import write_training_curve
 from dtp_ros.study.demonstrations import Frames, demonstrations
@@ -51,7 +52,7 @@ class Plan:
     shards: int = 100
     own_shards: int = 10
     choice_episodes: int = 24
-    workers: int = max(1, os.cpu_count() or 1)
+    workers: int = min(os.cpu_count() or 1, 99)
 
     def __post_init__(self) -> None:
         """Raises ConfigError out of range."""

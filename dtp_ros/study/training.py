@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dtp_ros.errors import ConfigError, require_integer, require_range
-from dtp_ros.models.tabletop import TabletopNetwork
+from dtp_ros.models.tabletop_network import TabletopNetwork
 from dtp_ros.study.objective import Batch, Batches, Objective, half_precision
 
 _CLIP = 1.0

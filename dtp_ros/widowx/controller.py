@@ -201,6 +201,7 @@ class ArmController:
         if self._is_stale(now):
             cause = "joint_states"
         elif self._is_late(now):
+            self._schedule.clear()
             cause = "command_timeout"
         else:
             return None
@@ -217,6 +218,7 @@ class ArmController:
         elif due.image_stamp is not None and now - due.image_stamp > self.config.gate.command_timeout:
             motion = Motion(None, None, ("image",))  # it waited for joint states, or for a driver, too long
         elif self._is_late(now):
+            self._schedule.clear()
             motion = Motion(None, None, ("command_timeout",))
         else:
             seconds = self._elapsed(now, due.seconds)
@@ -300,11 +302,8 @@ class ArmController:
         return self._gripper
 
     def _is_late(self, now: float) -> bool:
-        """Whether the newest chunk is too old; what is left of it is of a world that nobody looks at any more."""
-        late = now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
-        if late:
-            self._schedule.clear()
-        return late
+        """Whether nothing came for too long; what is left of the last chunk is of a world nobody looks at any more."""
+        return now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
 
     def _is_stale(self, now: float) -> bool:
         measured = self._measured

@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_model_is_named(nora_folder):
     ("change", "message"),
     [({"heads": 3}, "make no network"), ({"image_size": 100}, "make no network"), ({"hidden": 64}, "has shape"),
      ({"widths": [16, 20, 32]}, "make no network"),
-     ({"max_rotation": 0}, "make no network"), ({"max_translation": "far"}, "incomplete"),
+     ({"max_rotation": 0}, "make no network"), ({"max_translation": "far"}, "make no network"),
      ({"layers": 0}, "make no network"), ({"bins": True}, "make no network"),
      ({"vocabulary": 12}, "9 words, not 12"), ({"widths": None}, "incomplete")],
 )  # fmt: skip

@@ -142,6 +142,10 @@ def test_going_home_in_lock_step():
         path = np.array([START, *(c.position[:6] for c in bench.commands)])
         assert np.abs(np.diff(path, axis=0)).max() <= 0.2 + 1e-9
         wait_until(lambda: bench.status()[1]["state"] != "going home", "the end of going home")
+        assert bench.trigger("go_home").success  # there already
+        assert bench.trigger("stop").success
+        assert bench.arm().success
+        assert bench.trigger("go_home").success  # the hold before is not this one's refusal
 
 
 def test_real_time_spacing_outputs_and_the_hold_after_a_gap():

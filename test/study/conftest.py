@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from dtp_ros.models.tabletop import TabletopConfig
+from dtp_ros.models.tabletop_network import TabletopConfig
 from dtp_ros.study.demonstrations import Frames, demonstrations
 from dtp_ros.study.objective import tabletop_tokenizer
 from dtp_ros.study.train_tabletop import action_statistics, new_network

@@ -1,0 +1,105 @@
+"""Lost policies, actions far apart, steps back of time, five joints: by hand, with an arm that does as it is told."""
+
+import numpy as np
+import pytest
+from controller_bench import ARM, FORWARD, START, Bench
+from scipy.spatial.transform import Rotation
+
+from dtp_ros.widowx.controller import ControllerConfig
+from dtp_ros.widowx.gate import GateConfig
+from dtp_ros.widowx.kinematics import robot
+
+
+def test_what_is_left_of_a_chunk_when_the_policy_is_lost_is_not_executed():
+    """Actions at 0, 0.2 ... 1.4 s; then nothing came for command_timeout (1.5 s), and the last four are dropped."""
+    bench = Bench()
+    small = [0.002, 0, 0, 0, 0, 0, 1.0]
+    bench.chunk(*[small] * 12)  # 2.4 s
+    bench.tick()
+    bench.run(4.0)
+    assert [t for t, c in bench.sent if not c.holding] == pytest.approx([100.0 + 0.2 * i for i in range(8)])
+    assert [(t, c.causes) for t, c in bench.sent if c.holding] == [(101.52, ("command_timeout",))]
+    bench.chunk(small)
+    assert not bench.tick()[0].holding
+
+
+def test_a_long_chunk_runs_to_its_end_where_the_timeout_allows():
+    bench = Bench(config=ControllerConfig(gate=GateConfig(command_timeout=3.0)))
+    bench.chunk(*[[0.002, 0, 0, 0, 0, 0, 1.0]] * 12)
+    bench.tick()
+    bench.run(2.9)
+    assert len(bench.sent) == 12
+    assert not any(c.holding for _, c in bench.sent)
+
+
+@pytest.mark.parametrize("period", [0.2, 1.0, 10.0])
+def test_actions_far_apart_take_no_more_credit_than_a_move(period):
+    """An arm that takes a position goes there at once: half a radian a second is 0.1 rad a move of 0.2 s."""
+    bench = Bench(config=ControllerConfig(gate=GateConfig(max_joint_velocity=0.5, command_timeout=60.0)))
+    before = bench.joints
+    bench.chunk([0.05, 0.05, 0, 0, 0, 0.25, 1.0], period=period)
+    (sent,) = bench.tick()
+    assert "joint_velocity" in sent.causes
+    assert 0.05 < np.abs(sent.joints - before).max() <= 0.1 + 1e-9
+    bench.now += period
+    bench.measure()
+    bench.chunk([0.05, 0.05, 0, 0, 0, 0.25, 1.0], period=period)
+    (again,) = bench.tick()
+    assert 0.05 < np.abs(again.joints - sent.joints).max() <= 0.1 + 1e-9
+
+
+def test_a_hold_is_no_longer_than_a_move_whatever_the_chunk_said():
+    bench = Bench(armed=False)
+    bench.chunk(FORWARD, period=5.0)
+    (held,) = bench.tick()
+    assert (held.holding, held.causes, held.period) == (True, ("not_armed",), 0.2)
+
+
+@pytest.mark.parametrize("source", ["clock", "joint states"])
+def test_a_step_back_of_time_loses_no_hold(source):
+    """Stopped at 100.3, and time steps back before the hold was sent: it is sent as soon as the arm is measured."""
+    bench = Bench()
+    bench.chunk(FORWARD)
+    bench.tick()
+    bench.run(0.3)
+    bench.arm.disarm("stop")
+    bench.now = 50.0
+    if source == "clock":
+        assert bench.tick() == []
+    else:
+        bench.measure()
+    bench.measure()
+    (held,) = bench.tick()
+    assert (held.holding, held.armed, held.last, held.causes) == (True, True, True, ("stop",))
+    assert bench.tick() == []
+
+
+def test_motion_after_a_step_back_of_time_begins_with_a_hold():
+    """Joint states step back by 5 ms in motion: without the hold the next action would have a whole period's credit."""
+    bench = Bench()
+    bench.chunk(FORWARD)
+    bench.tick()
+    bench.now += 0.005
+    bench.arm.joint_states(ARM.joint_names, bench.joints, 99.995)
+    bench.arm.joint_states(ARM.joint_names, bench.joints, bench.now)
+    bench.chunk(FORWARD)
+    held, *_ = bench.tick()
+    assert (held.holding, held.causes) == (True, ("time_backwards",))
+
+
+def test_an_arm_of_five_joints_says_how_far_it_could_not_turn():
+    """A roll of the wx250's gripper about the base's x axis: no joint does that; its error is what was asked for."""
+    arm = robot("wx250")
+    bench = Bench(robot=arm, start=START[[0, 1, 2, 4, 5]])
+    bench.chunk([0, 0, 0, 0.2, 0, 0, 1.0])
+    (sent,) = bench.tick()
+    assert "orientation" in sent.causes
+    assert bench.arm.counts["orientation"] == 1
+    reached = Rotation.from_matrix(sent.transform_commanded[:3, :3])
+    asked = Rotation.from_matrix(sent.transform_target[:3, :3])
+    assert sent.orientation_error == pytest.approx((asked * reached.inv()).magnitude(), abs=1e-3)
+    assert sent.orientation_error > 0.1
+    bench.run(0.2)
+    bench.chunk(FORWARD)
+    (straight,) = bench.tick()
+    assert straight.orientation_error == 0.0
