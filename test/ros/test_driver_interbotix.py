@@ -246,6 +246,24 @@ def test_missing_messages_are_named_with_what_to_install():
     assert "interbotix_ros_core" in line
 
 
+def test_messages_of_another_release_are_named_in_one_line(tmp_path):
+    """A package of that name whose services are not those that are needed."""
+    package = tmp_path / "interbotix_xs_msgs"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "msg.py").write_text(
+        "from sensor_msgs.msg import JointState\nJointGroupCommand = JointSingleCommand = JointState\n"
+    )
+    (package / "srv.py").touch()
+    command = [sys.executable, "-m", "dtp_ros.ros.widowx_node", "--ros-args", "-p", "driver:=interbotix"]
+    around = environment(DOMAIN, {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "lacks what is needed" in line
+    assert "RobotInfo" in line
+
+
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
