@@ -29,7 +29,7 @@ class TrainingConfig:
     acts. report, save: every so many steps. Raises ConfigError out of range.
     """
 
-    steps: int = 4500
+    steps: int = 5400
     batch: int = 64
     muon_rate: float = 1e-3
     rate: float = 1e-3
