@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +24,11 @@ DISTRACTOR_ZONE = ((0.19, 0.52), (-0.20, 0.30))
 FINGER_CLEARANCE = 0.055
 GAP = 0.012
 IMAGE_MARGIN = 8
-LOOKALIKES = 4
+LOOKALIKES = 6
+LOOKALIKE_ZONE = ((0.215, 0.405), (-0.13, 0.16))  # near source and target, where there is room
 CAMERA_SHIFT = 0.03  # m along each axis, at most
 MIN_CAMERA_SHIFT = 0.01  # m
-UNSEEN_TABLES = ("slate", "bamboo", "walnut", "linen")
+UNSEEN_TABLES = ("oak", "bamboo", "walnut", "linen")
 _UNSEEN_WALLS = ((0.62, 0.55, 0.45), (0.38, 0.48, 0.42), (0.55, 0.42, 0.42))
 _TRIES = 4000
 
@@ -88,7 +90,7 @@ def fixed_layout(task: str, episode: int, *, distractors: int = 0, setting: str 
     """Configuration `episode` (0 ... 23) of `task`.
 
     Source and target depend on task and episode alone; `seed` chooses the distractors and the unseen look. `clutter`
-    always has 6 distractors, `lookalike` at least 4. Raises ConfigError.
+    and `lookalike` always have 6 distractors. Raises ConfigError.
     """
     chosen = task_named(task)
     require_integer("episode", episode, 0, EPISODES - 1)
@@ -150,7 +152,8 @@ def _compose(
     appearance = _appearance(task, setting, rest, placements) if appearance is None else appearance
     camera = task.camera.shifted(appearance.camera_offset)
     for item in _distractor_items(task, setting, distractors, rest) if items is None else items:
-        placements.append(_place(item, DISTRACTOR_ZONE, placements, camera, rest))
+        zones = (LOOKALIKE_ZONE, DISTRACTOR_ZONE) if setting == "lookalike" else (DISTRACTOR_ZONE,)
+        placements.append(_place_in_one(item, zones, placements, camera, rest))
     return Layout(task, episode, setting, tuple(placements), appearance)
 
 
@@ -190,6 +193,17 @@ def _place(
     raise SimulationError(f"no room on the table for {item.name} among {len(others)} objects")
 
 
+def _place_in_one(
+    item: Item, zones: Sequence[Sequence[tuple[float, float]]], others: Sequence[Placement], camera: Camera,
+    rng: np.random.Generator,
+) -> Placement:  # fmt: skip
+    """A free spot of the first zone that has one."""
+    for zone in zones[:-1]:
+        with suppress(SimulationError):
+            return _place(item, zone, others, camera, rng)
+    return _place(item, zones[-1], others, camera, rng)
+
+
 def _outline(placement: Placement) -> tuple[Array, float]:
     """Corners [4, 2] and radius 0 of a rectangular footprint, centre [1, 2] and radius of a round one, m."""
     model, centre = placement.item.model(), np.array([placement.x, placement.y])
@@ -227,13 +241,15 @@ def _distractor_items(task: Task, setting: str, count: int, rng: np.random.Gener
     if setting == "clutter":
         count = MAX_DISTRACTORS
     if setting == "lookalike":
-        count, pool = max(count, LOOKALIKES), lookalikes(task)
+        count, pool = LOOKALIKES, lookalikes(task)
     else:
         kinds = {task.source.kind, task.target.kind}
         colours = {task.source.colour, task.target.colour}
         pool = [item for item in PLAIN_POOL if item.kind not in kinds and item.colour not in colours]
-    order = rng.permutation(len(pool))
-    return [pool[i] for i in order[:count]]
+    chosen = [pool[i] for i in rng.permutation(len(pool))]
+    if setting == "lookalike":  # those of the same shape first: they are sure of a place, and of one that is near
+        chosen.sort(key=lambda item: item.kind != task.source.kind)
+    return chosen[:count]
 
 
 def lookalikes(task: Task) -> list[Item]:
@@ -251,9 +267,9 @@ def _appearance(task: Task, setting: str, rng: np.random.Generator, placements: 
     look = Appearance(
         table=UNSEEN_TABLES[int(rng.integers(len(UNSEEN_TABLES)))],
         wall=_UNSEEN_WALLS[int(rng.integers(len(_UNSEEN_WALLS)))],
-        light_azimuth=float(rng.uniform(-2.6, 2.6)),
-        light_strength=float(rng.choice([0.65, 1.3])),
-        warmth=float(rng.uniform(-0.15, 0.15)),
+        light_azimuth=float(rng.uniform(-1.1, 2.9)),
+        light_strength=float(rng.choice([0.75, 1.25])),
+        warmth=float(rng.uniform(-0.12, 0.12)),
     )
     for _ in range(_TRIES):
         x, y, z = (float(value) for value in rng.uniform(-CAMERA_SHIFT, CAMERA_SHIFT, 3))

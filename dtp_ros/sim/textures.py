@@ -19,6 +19,7 @@ Picture = NDArray[np.uint8]
 _WOODS = {
     "cherry": ((0.36, 0.13, 0.07), (0.62, 0.29, 0.16), 1.0),
     "birch": ((0.68, 0.49, 0.29), (0.86, 0.70, 0.48), 0.7),
+    "oak": ((0.52, 0.38, 0.22), (0.74, 0.57, 0.36), 0.5),
     "walnut": ((0.20, 0.12, 0.08), (0.41, 0.27, 0.18), 1.3),
     "bamboo": ((0.66, 0.58, 0.30), (0.83, 0.77, 0.50), 0.3),
     "grain": ((0.80, 0.80, 0.80), (1.0, 1.0, 1.0), 0.8),
@@ -28,7 +29,7 @@ _PLAIN = {
     "linen": ((0.74, 0.70, 0.63), 0.04, 1.0),
     "floor": ((0.30, 0.29, 0.28), 0.04, 6.0),
 }
-TABLES = ("cherry", "birch", "walnut", "bamboo", "slate", "linen")
+TABLES = ("cherry", "birch", "oak", "walnut", "bamboo", "slate", "linen")
 SURFACES = (*_WOODS, *_PLAIN, "cloth", "weave", "carrot")
 
 
