@@ -7,9 +7,10 @@ character `coefficient - min_token`, and the string compressed by byte-level BPE
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,17 +193,21 @@ class ActionStatistics:
 
 def load_statistics(folder: Path, key: str, name: str = "norm_stats.json") -> ActionStatistics:
     """Statistics of the data set `key` in a statistics file; raises CheckpointError naming the keys there are."""
-    raw = read_json(folder, name)
+    return select_statistics(read_json(folder, name), key, folder / name)
+
+
+def select_statistics(raw: Mapping[str, Any], key: str, source: Path) -> ActionStatistics:
+    """Statistics of the data set `key` in a mapping read from `source`; raises CheckpointError like the above."""
     if key not in raw:
-        raise CheckpointError(f"{folder / name} has no statistics {key!r} (valid: {', '.join(sorted(raw))})")
+        raise CheckpointError(f"{source} has no statistics {key!r} (valid: {', '.join(sorted(raw))})")
     action = raw[key].get("action", {})
     absent = [field for field in ("q01", "q99", "mask") if field not in action]
     if absent:
-        raise CheckpointError(f"{folder / name}: {key}.action lacks {', '.join(absent)}")
+        raise CheckpointError(f"{source}: {key}.action lacks {', '.join(absent)}")
     q01, q99 = (np.asarray(action[field], dtype=np.float64) for field in ("q01", "q99"))
     mask = np.asarray(action["mask"], dtype=np.bool_)
     if not (q01.shape == q99.shape == mask.shape == (7,)):
-        raise CheckpointError(f"{folder / name}: {key}.action has shapes {q01.shape}, {q99.shape}, {mask.shape}, not 7")
+        raise CheckpointError(f"{source}: {key}.action has shapes {q01.shape}, {q99.shape}, {mask.shape}, not 7")
     if not (np.isfinite(q01).all() and np.isfinite(q99).all() and (q01[mask] <= q99[mask]).all()):
-        raise CheckpointError(f"{folder / name}: {key}.action has q01, q99 that are not finite and ascending")
+        raise CheckpointError(f"{source}: {key}.action has q01, q99 that are not finite and ascending")
     return ActionStatistics(q01, q99, mask)

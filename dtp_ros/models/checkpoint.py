@@ -192,12 +192,15 @@ def load_weights(
     rename: Callable[[str], str],
     tied: Mapping[str, str],
     progress: Progress = no_progress,
+    *,
+    unused: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Fill every parameter of `model` from the checkpoint, shard by shard, in the model's dtype.
 
     rename: name in the checkpoint to name in the model. tied: parameter -> the one it may be tied to where the
-    checkpoint lacks it. Raises CheckpointError for a missing or broken file, for missing, unexpected or misshapen
-    weights, and for weights that are not finite (or overflow the dtype): then the model must not be used.
+    checkpoint lacks it. unused: whether a name in the checkpoint is a weight that the model does without.
+    Raises CheckpointError for a missing or broken file, for missing, unexpected or misshapen weights, and for weights
+    that are not finite (or overflow the dtype): then the model must not be used.
     """
     targets = dict(model.named_parameters()) | dict(_persistent_buffers(model))
     shards = _shards(folder)
@@ -206,7 +209,7 @@ def load_weights(
     done = 0
     for i, path in enumerate(paths):
         progress(f"loading {path.name} ({i + 1} of {len(paths)})", done / total)
-        loaded |= _load_shard(targets, path, rename)
+        loaded |= _load_shard(targets, path, rename, unused)
         done += path.stat().st_size
     for name, source in tied.items():
         if name not in loaded and source in loaded:
@@ -218,12 +221,14 @@ def load_weights(
     progress("weights loaded", 1.0)
 
 
-def _load_shard(targets: Mapping[str, torch.Tensor], path: Path, rename: Callable[[str], str]) -> set[str]:
+def _load_shard(
+    targets: Mapping[str, torch.Tensor], path: Path, rename: Callable[[str], str], unused: Callable[[str], bool]
+) -> set[str]:
     """Copy one shard into the model's tensors; returns the names it filled."""
     loaded: set[str] = set()
     try:
         with safe_open(path, framework="pt", device="cpu") as shard, torch.no_grad():
-            names = {key: rename(key) for key in shard.keys()}  # noqa: SIM118 (not a mapping)
+            names = {key: rename(key) for key in shard.keys() if not unused(key)}  # noqa: SIM118 (not a mapping)
             unexpected = sorted(key for key, name in names.items() if name not in targets)
             if unexpected:
                 raise CheckpointError(f"{path} holds weights that this model has not: {_some(unexpected)}")

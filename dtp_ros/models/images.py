@@ -80,6 +80,33 @@ def _lanczos3_weights(source: int, target: int) -> NDArray[np.float32]:
     return weights
 
 
+def centre_crop(image: NDArray[np.uint8], share: float, size: int) -> NDArray[np.uint8]:
+    """The middle of the image, `share` of its area, as [size, size, 3]: bilinear, without antialiasing.
+
+    The arithmetic of TensorFlow's `crop_and_resize` and its conversions between uint8 and float32: the first and the
+    last sample lie on the corners of the crop, and a level x in 0 ... 1 becomes floor(255.5 x).
+    """
+    side = np.sqrt(np.float32(share))
+    levels: NDArray[np.float32] = image.astype(np.float32) / np.float32(255)
+    for axis in (0, 1):
+        last = image.shape[axis] - 1
+        at = ((1 - side) / 2 * last + np.arange(size) * side * last / (size - 1)).astype(np.float32)
+        low = np.floor(at).astype(np.int64).clip(0, max(last - 1, 0))
+        part = (at - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        below, above = (np.take(levels, index, axis) for index in (low, np.minimum(low + 1, last)))
+        levels = below + (above - below) * part
+    pixels: NDArray[np.uint8] = np.clip(levels * np.float32(255.5), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def normalised_planes(
+    image: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Channels first, float32 [3, H, W]: levels 0 ... 1, less `mean` [3], over `std` [3]."""
+    levels = (image.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(levels.transpose(2, 0, 1))
+
+
 def patches(
     image: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32], patch: int, merge: int, frames: int
 ) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dtp_ros.errors import CheckpointError, ObservationError
-from dtp_ros.models.checkpoint import read_json
+from dtp_ros.models.checkpoint import read_json, require_file
 
 _PLACE = "\N{OBJECT REPLACEMENT CHARACTER}instruction\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -28,6 +28,41 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = read_json(folder, "chat_template.json").get("chat_template")
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """tokenizer.json of a checkpoint, just as it is written; raises CheckpointError."""
+    path = require_file(folder, "tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+class PlainPrompt:
+    """A prompt of plain text, tokenised as a whole: pieces may reach over the borders of the instruction.
+
+    Special tokens that a user spells out are plain text here too.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: str, after: str) -> None:
+        self._plain = _without_added_tokens(tokenizer)
+        self._before, self._after = before, after
+
+    def encode(self, instruction: str) -> tuple[list[int], list[int]]:
+        """Ids of the whole prompt, and which of them overlap the instruction's characters (at least one).
+
+        Raises ObservationError.
+        """
+        low, high = len(self._before), len(self._before) + len(instruction)
+        try:
+            encoding = self._plain.encode(f"{self._before}{instruction}{self._after}", add_special_tokens=False)
+        except (UnicodeError, TypeError):
+            raise ObservationError("the instruction holds characters that are not Unicode text") from None
+        over = [i for i, (start, stop) in enumerate(encoding.offsets) if start < high and stop > low]
+        if not instruction.strip() or not over:
+            raise ObservationError(f"the instruction {instruction!r} has no tokens")
+        return list(encoding.ids), over
 
 
 class InstructionTemplate:

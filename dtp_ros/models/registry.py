@@ -16,7 +16,11 @@ from dtp_ros.resources import share_file
 if TYPE_CHECKING:
     from dtp_ros.models.base import VlaAdapter
 
-_ADAPTERS = {"nora": "dtp_ros.models.nora", "tabletop": "dtp_ros.models.tabletop"}
+_ADAPTERS = {
+    "nora": "dtp_ros.models.nora",
+    "openvla": "dtp_ros.models.openvla",
+    "tabletop": "dtp_ros.models.tabletop",
+}
 _TINY = "tiny"
 _PRUNING = tuple(field.name for field in fields(PruningConfig))
 _TYPES: Mapping[str, type] = {

@@ -13,12 +13,12 @@ from dtp_ros.pruning.config import PruningConfig
 
 
 def test_names_are_those_that_exist():
-    assert model_names() == ("nora", "tabletop")
+    assert model_names() == ("nora", "openvla", "tabletop")
 
 
 def test_an_unknown_model_lists_the_valid_ones():
     for call in (lambda: model_defaults("octo"), lambda: load_adapter("octo", "tiny")):
-        with pytest.raises(ConfigError, match=r"model = 'octo' is not known \(valid: nora, tabletop\)"):
+        with pytest.raises(ConfigError, match=r"model = 'octo' is not known \(valid: nora, openvla, tabletop\)"):
             call()
 
 
