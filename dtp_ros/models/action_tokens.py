@@ -7,6 +7,7 @@ character `coefficient - min_token`, and the string compressed by byte-level BPE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,39 @@ class UniformBins:
         if outside := [b for b in bins if not 0 <= b < self.count]:
             raise ActionDecodeError(f"bin {outside[0]} is outside 0 ... {self.count - 1}")
         return self.centres[np.asarray(bins, dtype=np.int64)]
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """The cells of a three-dimensional grid, numbered with the last axis fastest; a cell stands for its middle.
+
+    edges: the cells' borders along each axis, ascending, float64 [n + 1] for n cells.
+    """
+
+    edges: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of cells along each axis."""
+        first, second, third = (len(edges) - 1 for edges in self.edges)
+        return first, second, third
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    def middle(self, cell: int) -> NDArray[np.float64]:
+        """Middle of a cell, float64 [3]; raises ActionDecodeError for one outside 0 ... size - 1."""
+        if not 0 <= cell < self.size:
+            raise ActionDecodeError(f"cell {cell} is outside 0 ... {self.size - 1}")
+        indices = np.unravel_index(cell, self.shape)
+        return np.array([0.5 * (edges[i] + edges[i + 1]) for edges, i in zip(self.edges, indices, strict=True)])
+
+
+def spherical_to_cartesian(theta: float, phi: float, r: float) -> NDArray[np.float64]:
+    """Point float64 [3] at distance r; theta: angle from the z axis, phi: from x towards y, rad."""
+    return r * np.array([math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)])
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,12 @@ class OpenVlaNetwork(nn.Module):
 class OpenVlaAssets:
     """What an OpenVLA checkpoint holds besides the weights, loaded.
 
-    mean, std: float32 [3] for each tower. action_ids: the ids that stand for an action, ascending; the *last* is the
-    lowest bin.
+    around: what stands before and after the instruction. mean, std: float32 [3] for each tower. action_ids: the ids
+    that stand for an action, ascending; the *last* is the lowest bin.
     """
 
     prompt: PlainPrompt
+    around: tuple[str, str]
     bos_id: int
     statistics: ActionStatistics
     mean: NDArray[np.float32]
@@ -170,7 +171,8 @@ class OpenVlaAdapter:
     def prompt_ids(self, instruction: str) -> tuple[list[int], list[int]]:
         """Ids of the text, BOS first, and which of them are the instruction's; raises ObservationError."""
         text = instruction.lower() if self._options.prompt == "question" else instruction
-        ids, words = self._assets.prompt.encode(text)
+        before, after = self._assets.around
+        ids, words = self._assets.prompt.encode(before, text, after)
         ids = [self._assets.bos_id, *ids]
         if ids[-1] != SPACE_ID:
             ids.append(SPACE_ID)
@@ -313,9 +315,9 @@ def _load_assets(folder: Path, raw: Mapping[str, Any], config: Any, options: Ope
     tokenizer = read_tokenizer(folder)
     if tokenizer.token_to_id("▁") != SPACE_ID:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is not Llama-2's: id {SPACE_ID} is not its lone space")
-    prompt = PlainPrompt(tokenizer, *PROMPTS[options.prompt])
+    statistics = _load_statistics(folder, raw, options.statistics_key)
     return OpenVlaAssets(
-        prompt, config.bos_token_id, _load_statistics(folder, raw, options.statistics_key), mean, std,
+        PlainPrompt(tokenizer), PROMPTS[options.prompt], config.bos_token_id, statistics, mean, std,
         range(last - bins, last),
     )  # fmt: skip
 

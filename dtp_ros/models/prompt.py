@@ -42,21 +42,20 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 class PlainPrompt:
     """A prompt of plain text, tokenised as a whole: pieces may reach over the borders of the instruction.
 
-    Special tokens that a user spells out are plain text here too.
+    Special tokens that a user spells out are plain text here too, so that "<image>" cannot change the layout.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: str, after: str) -> None:
-        self._plain = _without_added_tokens(tokenizer)
-        self._before, self._after = before, after
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._plain = _without_added_tokens(tokenizer, special_only=True)
 
-    def encode(self, instruction: str) -> tuple[list[int], list[int]]:
+    def encode(self, before: str, instruction: str, after: str) -> tuple[list[int], list[int]]:
         """Ids of the whole prompt, and which of them overlap the instruction's characters (at least one).
 
-        Raises ObservationError.
+        Raises ObservationError for an instruction of blanks alone, or of no Unicode text.
         """
-        low, high = len(self._before), len(self._before) + len(instruction)
+        low, high = len(before), len(before) + len(instruction)
         try:
-            encoding = self._plain.encode(f"{self._before}{instruction}{self._after}", add_special_tokens=False)
+            encoding = self._plain.encode(f"{before}{instruction}{after}", add_special_tokens=False)
         except (UnicodeError, TypeError):
             raise ObservationError("the instruction holds characters that are not Unicode text") from None
         over = [i for i, (start, stop) in enumerate(encoding.offsets) if start < high and stop > low]
@@ -108,8 +107,8 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, deaf to special tokens spelled out in the text."""
+def _without_added_tokens(tokenizer: Tokenizer, *, special_only: bool = False) -> Tokenizer:
+    """The same tokenizer, deaf to added tokens that are spelled out in the text, or only to the special ones."""
     raw = json.loads(tokenizer.to_str())
-    raw["added_tokens"] = []
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if special_only and not token["special"]]
     return Tokenizer.from_str(json.dumps(raw))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ADAPTERS = {
     "nora": "dtp_ros.models.nora",
     "openvla": "dtp_ros.models.openvla",
+    "spatialvla": "dtp_ros.models.spatialvla",
     "tabletop": "dtp_ros.models.tabletop",
 }
 _TINY = "tiny"

@@ -14,8 +14,10 @@ from PIL import Image
 
 from dtp_ros.models.nora import NoraAdapter
 from dtp_ros.models.registry import load_adapter
+from dtp_ros.models.spatialvla import SpatialVlaAdapter
 from dtp_ros.models.tiny import tiny_checkpoint
 from dtp_ros.models.tiny_nora import write_tiny_nora
+from dtp_ros.models.tiny_spatialvla import write_tiny_spatialvla
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +42,18 @@ def nora_folder(cache) -> Path:
 def nora(cache) -> NoraAdapter:
     adapter = load_adapter("nora", "tiny", device="cpu")
     assert isinstance(adapter, NoraAdapter)
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def spatialvla_folder(cache) -> Path:
+    return tiny_checkpoint("spatialvla", write_tiny_spatialvla)
+
+
+@pytest.fixture(scope="session")
+def spatialvla(cache) -> SpatialVlaAdapter:
+    adapter = load_adapter("spatialvla", "tiny", device="cpu")
+    assert isinstance(adapter, SpatialVlaAdapter)
     return adapter
 
 

@@ -11,14 +11,16 @@ from dtp_ros.models import registry
 from dtp_ros.models.registry import load_adapter, model_defaults, model_names
 from dtp_ros.pruning.config import PruningConfig
 
+NAMES = ("nora", "openvla", "pi0_fast", "spatialvla", "tabletop", "univla")
+
 
 def test_names_are_those_that_exist():
-    assert model_names() == ("nora", "openvla", "tabletop")
+    assert model_names() == NAMES
 
 
 def test_an_unknown_model_lists_the_valid_ones():
     for call in (lambda: model_defaults("octo"), lambda: load_adapter("octo", "tiny")):
-        with pytest.raises(ConfigError, match=r"model = 'octo' is not known \(valid: nora, openvla, tabletop\)"):
+        with pytest.raises(ConfigError, match=rf"model = 'octo' is not known \(valid: {', '.join(NAMES)}\)"):
             call()
 
 
@@ -32,6 +34,17 @@ def test_nora_has_the_papers_constants():
     assert defaults["options"]["statistics_key"] == "bridge_orig"
     pruning = PruningConfig(**{key: defaults[key] for key in PruningConfig.__dataclass_fields__})
     pruning.require_fits(24, 64)
+
+
+def test_spatialvla_has_the_papers_constants():
+    defaults = model_defaults("spatialvla")
+    assert (defaults["relevance_layers"], defaults["top_k"]) == ((4, 6), 109)
+    assert (defaults["sigma"], defaults["tolerance"], defaults["max_pruned"]) == (0.65, 0.5, 0)
+    assert (defaults["mask_schedule"], defaults["mask_scope"]) == ("per_step", "all")
+    assert (defaults["ensemble"], defaults["ensemble_weight"], defaults["execute_horizon"]) == ("published", 0.8, 1)
+    assert (defaults["preprocess"], defaults["fast_grammar"]) == ("simpler", False)
+    pruning = PruningConfig(**{key: defaults[key] for key in PruningConfig.__dataclass_fields__})
+    pruning.require_fits(26, 256)
 
 
 def test_the_grammar_is_on_for_the_tiny_checkpoint():
