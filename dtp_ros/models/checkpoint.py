@@ -69,30 +69,38 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def resolve(
-    checkpoint: str, revision: str, files: Sequence[str], progress: Progress = no_progress, *, weights: bool = True
+    checkpoint: str,
+    revision: str,
+    files: Sequence[str],
+    progress: Progress = no_progress,
+    *,
+    weights: bool = True,
+    subfolder: str = "",
 ) -> Path:
     """Folder of a checkpoint: a local one, or the snapshot of a hub id at `revision` ("" = main), downloaded once.
 
     files: the small files that are needed, or patterns of those that may be there; weights: whether the shards are
-    needed too.
+    needed too. subfolder: where all of them lie in a repository of several checkpoints, and may lie in a local folder.
     Raises CheckpointError where there is no such folder or repository, or the hub cannot be reached.
     """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        return folder
+        return folder / subfolder if (folder / subfolder).is_dir() else folder
     if not is_hub_id(checkpoint):
         raise CheckpointError(f"checkpoint {checkpoint!r} is neither a folder, nor a hub id (owner/name), nor 'tiny'")
     progress(f"fetching {checkpoint}", 0.0)
     extra = (WEIGHTS_INDEX,) if weights else ()
-    snapshot = _snapshot(checkpoint, revision or "main", (*files, *extra))
+    prefix = f"{subfolder}/" if subfolder else ""
+    snapshot = _snapshot(checkpoint, revision or "main", [f"{prefix}{name}" for name in (*files, *extra)])
     # The snapshot folder is named after the commit: later files come from that one even if `main` moves.
     _log.info("%s at %s is commit %s", checkpoint, revision or "main", snapshot.name)
-    shards = (_shards(snapshot) if (snapshot / WEIGHTS_INDEX).is_file() else [WEIGHTS]) if weights else []
+    root = snapshot / subfolder
+    shards = (_shards(root) if (root / WEIGHTS_INDEX).is_file() else [WEIGHTS]) if weights else []
     for i, shard in enumerate(shards):
         progress(f"fetching {checkpoint}: {shard} ({i + 1} of {len(shards)})", i / len(shards))
-        _snapshot(checkpoint, snapshot.name, (shard,))
+        _snapshot(checkpoint, snapshot.name, (f"{prefix}{shard}",))
     progress(f"fetched {checkpoint}", 1.0)
-    return snapshot
+    return root
 
 
 def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:

@@ -21,6 +21,7 @@ _ADAPTERS = {
     "openvla": "dtp_ros.models.openvla",
     "spatialvla": "dtp_ros.models.spatialvla",
     "tabletop": "dtp_ros.models.tabletop",
+    "univla": "dtp_ros.models.univla",
 }
 _TINY = "tiny"
 _PRUNING = tuple(field.name for field in fields(PruningConfig))
