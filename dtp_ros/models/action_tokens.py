@@ -39,30 +39,44 @@ def _token_bytes(token: str, alphabet: dict[str, int]) -> bytes:
 class FastCodec:
     """FAST ids to normalised actions, strictly: what no normalised action can give does not decode.
 
-    Training clips normalised actions to [-1, 1]. So a coefficient of frequency k is at most `coefficient_limits[k]` =
-    round(scale * sum_n |C[k, n]|), with C the DCT matrix; and the action rebuilt from the first k frequencies stays
-    within `value_limit` at every moment, for every k: the largest sum_m |P_k[n, m]| with P_k = C[:k]^T C[:k], plus what
-    rounding adds (1.05 at horizon 1 and scale 10; 1.60 at horizon 5). Beyond either is an ActionDecodeError.
+    Training's normalised actions lie within +-`bound`: 1, where it clips them. So a coefficient of frequency k is at
+    most `coefficient_limits[k]` = round(scale * bound * sum_n |C[k, n]|), with C the DCT matrix; and the action rebuilt
+    from the first k frequencies stays within `value_limit` at every moment, for every k: the largest bound * sum_m
+    |P_k[n, m]| with P_k = C[:k]^T C[:k], plus what rounding adds (at bound 1 and scale 10: 1.05 at horizon 1, 1.60 at
+    horizon 5). Beyond either is an ActionDecodeError.
 
     token_bytes: the bytes of each FAST id; scale, min_token: the tokenizer's; horizon: actions in a chunk.
     """
 
     def __init__(
-        self, token_bytes: Sequence[bytes], scale: float, min_token: int, horizon: int, dimensions: int = 7
+        self,
+        token_bytes: Sequence[bytes],
+        scale: float,
+        min_token: int,
+        horizon: int,
+        dimensions: int = 7,
+        bound: float = 1.0,
     ) -> None:
         self.token_bytes = tuple(token_bytes)
         self.scale = scale
         self.min_token = min_token
         self.horizon = horizon
         self.dimensions = dimensions
+        self._bound = bound
         self.basis: NDArray[np.float64] = np.asarray(dct(np.eye(horizon), axis=0, norm="ortho")) / scale
         unit = np.abs(self.basis) * scale
-        self.coefficient_limits = np.floor(scale * unit.sum(axis=1) + 0.5 + ROUNDING).astype(np.int64)
+        self.coefficient_limits = np.floor(scale * bound * unit.sum(axis=1) + 0.5 + ROUNDING).astype(np.int64)
         reach = [
-            np.abs(c.T @ c).sum(axis=1) * scale**2 + 0.5 * np.abs(c).sum(axis=0)
+            np.abs(c.T @ c).sum(axis=1) * scale**2 * bound + 0.5 * np.abs(c).sum(axis=0)
             for c in (self.basis[:k] for k in range(1, horizon + 1))
         ]
         self.value_limit = float(np.max(reach))
+
+    def counting_down(self) -> FastCodec:
+        """The same code for a model whose ids count down as FAST ids count up: its lowest id first, FAST id 0 last."""
+        return FastCodec(
+            self.token_bytes[::-1], self.scale, self.min_token, self.horizon, self.dimensions, self._bound
+        )  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -126,10 +140,14 @@ class FastCodec:
         return actions
 
 
-def load_fast_codec(folder: Path, horizon: int) -> FastCodec:
-    """Read a FAST tokenizer folder (tokenizer.json, processor_config.json); raises CheckpointError."""
+def load_fast_codec(folder: Path, horizon: int, bound: float = 1.0) -> FastCodec:
+    """Read a FAST tokenizer folder (tokenizer.json, processor_config.json); raises CheckpointError.
+
+    transformers 5 saves the tokenizer of this processor in a folder `bpe_tokenizer` of its own.
+    """
     config = read_json(folder, "processor_config.json")
-    raw = read_json(folder, "tokenizer.json")
+    nested = not (folder / "tokenizer.json").is_file() and (folder / "bpe_tokenizer").is_dir()
+    raw = read_json(folder / "bpe_tokenizer" if nested else folder, "tokenizer.json")
     try:
         vocabulary: dict[str, int] = dict(raw["model"]["vocab"])
         vocabulary |= {token["content"]: token["id"] for token in raw.get("added_tokens") or ()}
@@ -143,7 +161,7 @@ def load_fast_codec(folder: Path, horizon: int) -> FastCodec:
         raise CheckpointError(f"{folder / 'tokenizer.json'} does not hold the ids 0 ... {size - 1}")
     alphabet = _byte_alphabet()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    return FastCodec([_token_bytes(token, alphabet) for token in tokens], scale, min_token, horizon)
+    return FastCodec([_token_bytes(token, alphabet) for token in tokens], scale, min_token, horizon, bound=bound)
 
 
 @dataclass(frozen=True)

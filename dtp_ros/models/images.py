@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
 from dtp_ros.errors import ObservationError
 
@@ -121,3 +123,37 @@ def patches(
     blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)
     repeated = np.broadcast_to(blocks[:, :, :, :, :, None], (*blocks.shape[:5], frames, patch, patch))
     return np.ascontiguousarray(repeated.reshape(-1, 3 * frames * patch * patch))
+
+
+def letterbox_bilinear(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Fit into [size, size, 3] with black bars, float32 0 ... 1: torch's bilinear resize, which does not antialias.
+
+    The arithmetic of LeRobot's `resize_with_pad_torch`. Raises ObservationError where a side shrinks to nothing.
+    """
+    height, width, top, left = _fit(image, size)
+    fitted = np.zeros((size, size, 3), dtype=np.float32)
+    pixels = torch.from_numpy(image.astype(np.float32) / np.float32(255)).permute(2, 0, 1)[None]
+    if image.shape[:2] != (size, size):
+        pixels = functional.interpolate(pixels, (height, width), mode="bilinear", align_corners=False).clamp(0.0, 1.0)
+    fitted[top : top + height, left : left + width] = pixels[0].permute(1, 2, 0).numpy()
+    return fitted
+
+
+def letterbox_pil(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """The same by PIL's antialiased bilinear resize, in whole levels, as openpi's client."""
+    height, width, top, left = _fit(image, size)
+    fitted = np.zeros((size, size, 3), dtype=np.float32)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    fitted[top : top + height, left : left + width] = np.asarray(resized, dtype=np.float32) / np.float32(255)
+    return fitted
+
+
+def _fit(image: NDArray[np.uint8], size: int) -> tuple[int, int, int, int]:
+    """Height, width, top and left of an image that is fitted into a square; raises ObservationError."""
+    ratio = max(image.shape[0] / size, image.shape[1] / size)
+    height, width = int(image.shape[0] / ratio), int(image.shape[1] / ratio)
+    if min(height, width) < 1:
+        raise ObservationError(
+            f"image of {image.shape[1]} x {image.shape[0]} pixels (valid: no side over {size} times the other)"
+        )
+    return height, width, (size - height) // 2, (size - width) // 2

@@ -31,12 +31,15 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """tokenizer.json of a checkpoint, just as it is written; raises CheckpointError."""
+    """tokenizer.json of a checkpoint, without its padding and truncation; raises CheckpointError."""
     path = require_file(folder, "tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 class PlainPrompt:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ADAPTERS = {
     "nora": "dtp_ros.models.nora",
     "openvla": "dtp_ros.models.openvla",
+    "pi0_fast": "dtp_ros.models.pi0_fast",
     "spatialvla": "dtp_ros.models.spatialvla",
     "tabletop": "dtp_ros.models.tabletop",
     "univla": "dtp_ros.models.univla",

@@ -333,8 +333,7 @@ def _load_codec(folder: Path, options: UniVlaOptions) -> FastCodec:
     fast = folder / FAST_FOLDER
     if not fast.is_dir():
         fast = folder_of(options.fast_tokenizer, FAST_FILES)
-    codec = load_fast_codec(fast, options.horizon)
-    return FastCodec(codec.token_bytes[::-1], codec.scale, codec.min_token, codec.horizon)
+    return load_fast_codec(fast, options.horizon).counting_down()
 
 
 def _load_statistics(folder: Path, options: UniVlaOptions) -> ActionStatistics:
