@@ -124,9 +124,15 @@ class FastCodec:
                 raise ActionDecodeError(f"normalised value {worst:.2f} is beyond +-{self.value_limit:.2f}")
         return values
 
-    def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """Normalised actions, float64 [horizon, dimensions], of FAST ids; ActionDecodeError says why there are none."""
-        data = self.bytes_of(ids)
+    def decode(self, ids: Sequence[int], first_id: int = 0) -> NDArray[np.float64]:
+        """Normalised actions, float64 [horizon, dimensions], of FAST ids; ActionDecodeError says why there are none.
+
+        first_id: id of the model that stands for FAST id 0.
+        """
+        last = first_id + len(self.token_bytes) - 1
+        if outside := [i for i in ids if not first_id <= i <= last]:
+            raise ActionDecodeError(f"token {outside[0]} is not an action ({first_id} ... {last})")
+        data = self.bytes_of([i - first_id for i in ids])
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:

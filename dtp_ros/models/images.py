@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -23,6 +24,13 @@ def require_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ObservationError(f"image is {image.dtype} {list(image.shape)} (valid: uint8 [H, W, 3], H and W >= 1)")
     return image
+
+
+def main_camera(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The first image, checked; raises ObservationError where there is none or it is not RGB."""
+    if not images:
+        raise ObservationError("no image (needed: 1)")
+    return require_rgb(images[0])
 
 
 def bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dtp_ros.errors import (
-    ActionDecodeError,
     CheckpointError,
     ConfigError,
-    ObservationError,
     require_choice,
     require_integer,
 )
@@ -28,6 +26,7 @@ from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import images
 from dtp_ros.models.action_tokens import ActionStatistics, FastCodec, load_fast_codec, load_statistics
 from dtp_ros.models.base import ActionVocabulary, Grammar, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.fast_grammar import FastGrammar
 from dtp_ros.models.prompt import InstructionTemplate, load_tokenizer
 from dtp_ros.models.tiny import TINY, tiny_checkpoint
@@ -95,7 +94,7 @@ class NoraAssets:
     frames: int
 
 
-class NoraAdapter:
+class NoraAdapter(DecoderAdapter):
     """NORA for the engine (`VlaAdapter`).
 
     model: a Qwen2_5_VLForConditionalGeneration, in evaluation mode. preprocess: `widowx` (JPEG round trip and Lanczos
@@ -104,18 +103,14 @@ class NoraAdapter:
     """
 
     name = "nora"
-    num_cameras = 1
-    needs_state = False
-    needs_intrinsics = False
 
     def __init__(self, model: nn.Module, assets: NoraAssets, preprocess: str, lower_case: bool) -> None:
         whole: Any = model
+        super().__init__(whole.model.language_model, whole.lm_head)
         self._core: Any = whole.model
-        self._head: nn.Module = whole.lm_head
         self._assets = assets
         self._preprocess = require_choice("preprocess", preprocess, PREPROCESS)
         self._lower_case = lower_case
-        self.text_model: nn.Module = whole.model.language_model
         self.horizon = assets.codec.horizon
         self._grammar = FastGrammar(assets.codec, FIRST_ACTION_ID, assets.end_ids)
         side = IMAGE_SIZE // (assets.patch * assets.merge)
@@ -125,26 +120,6 @@ class NoraAdapter:
             end_ids=assets.end_ids,
             max_tokens=assets.codec.max_tokens,
         )
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.text_model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.text_model.parameters()).dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        layers: Any = self.text_model.layers
-        return list(layers)
 
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill; raises ObservationError for an image or an instruction that NORA cannot take."""
@@ -169,23 +144,11 @@ class NoraAdapter:
 
     def pixels(self, observation: Observation) -> NDArray[np.float32]:
         """Normalised patches of the main camera, float32 [256, 1176]; raises ObservationError."""
-        if not observation.images:
-            raise ObservationError("no image (needed: 1)")
-        image = images.require_rgb(observation.images[0])
+        image = images.main_camera(observation.images)
         if self._preprocess == "widowx":
             image = images.lanczos3(images.jpeg_round_trip(image), IMAGE_SIZE)
         a = self._assets
         return images.patches(images.bicubic(image, IMAGE_SIZE), a.mean, a.std, a.patch, a.merge, a.frames)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L]."""
-        embeddings: Tensor = self._core.get_input_embeddings()(ids.to(self.device))
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self._head(hidden)
-        return logits.float()
 
     def grammar(self) -> Grammar:
         """The grammar of FAST tokens that decode."""
@@ -193,16 +156,9 @@ class NoraAdapter:
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """Actions [horizon, 7], gripper clipped to 0 ... 1 (1 = open); raises ActionDecodeError."""
-        last = FIRST_ACTION_ID + len(self._assets.codec.token_bytes) - 1
-        for token in ids:
-            if not FIRST_ACTION_ID <= token <= last:
-                raise ActionDecodeError(f"token {token} is not an action ({FIRST_ACTION_ID} ... {last})")
-        actions = self._assets.statistics.unnormalise(self._assets.codec.decode([i - FIRST_ACTION_ID for i in ids]))
+        actions = self._assets.statistics.unnormalise(self._assets.codec.decode(ids, FIRST_ACTION_ID))
         actions[:, 6] = np.clip(actions[:, 6], 0.0, 1.0)
         return actions
-
-    def reset(self) -> None:
-        """NORA has no history: nothing to forget."""
 
 
 def load(

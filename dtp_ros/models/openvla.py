@@ -24,6 +24,7 @@ from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import images
 from dtp_ros.models.action_tokens import ActionStatistics, UniformBins, select_statistics
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
 from dtp_ros.models.tiny import TINY, tiny_checkpoint
 from dtp_ros.models.tiny_openvla import write_tiny_openvla
@@ -106,7 +107,7 @@ class OpenVlaAssets:
     action_ids: range
 
 
-class OpenVlaAdapter:
+class OpenVlaAdapter(DecoderAdapter):
     """OpenVLA for the engine (`VlaAdapter`).
 
     preprocess: `widowx` (JPEG round trip and Lanczos resize, as the published WidowX evaluation and the training data),
@@ -115,44 +116,21 @@ class OpenVlaAdapter:
     """
 
     name = "openvla"
-    horizon = 1
-    num_cameras = 1
-    needs_state = False
-    needs_intrinsics = False
     grid = (SIDE, SIDE)
 
     def __init__(
         self, network: OpenVlaNetwork, assets: OpenVlaAssets, preprocess: str, options: OpenVlaOptions
     ) -> None:
+        super().__init__(network.language_model.model, network.language_model.lm_head)
         self.network = network
         self._assets = assets
         self._preprocess = require_choice("preprocess", preprocess, PREPROCESS)
         self._options = options
         # 256 ids name the edges of 255 bins; the first, for exactly 1, shares the last bin with its neighbour.
         self._bins = UniformBins(len(assets.action_ids) - 1)
-        self.text_model: nn.Module = network.language_model.model
         self.vocabulary = ActionVocabulary(
             torch.arange(assets.action_ids.start, assets.action_ids.stop), min_tokens=DIMENSIONS, max_tokens=DIMENSIONS
         )
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.network.parameters()).dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        return list(self.network.language_model.model.layers)
 
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill; raises ObservationError for an image or an instruction that OpenVLA cannot take."""
@@ -183,9 +161,7 @@ class OpenVlaAdapter:
 
     def pixels(self, observation: Observation) -> NDArray[np.float32]:
         """Normalised pixels of the main camera for both towers, float32 [6, 224, 224]; raises ObservationError."""
-        if not observation.images:
-            raise ObservationError("no image (needed: 1)")
-        image = images.require_rgb(observation.images[0])
+        image = images.main_camera(observation.images)
         if self._preprocess == "widowx":
             image = images.lanczos3(images.jpeg_round_trip(image), IMAGE_SIZE)
         elif self._preprocess == "simpler":
@@ -195,19 +171,6 @@ class OpenVlaAdapter:
         image = images.bicubic(image, IMAGE_SIZE)
         towers = zip(self._assets.mean, self._assets.std, strict=True)
         return np.concatenate([images.normalised_planes(image, mean, std) for mean, std in towers])
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L]."""
-        embeddings: Tensor = self.network.language_model.model.embed_tokens(ids.to(self.device))
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self.network.language_model.lm_head(hidden)
-        return logits.float()
-
-    def grammar(self) -> None:
-        """Every seven action tokens are an action: there is nothing to restrict."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """The step [1, 7] that seven ids stand for, gripper clipped to 0 ... 1 (1 = open); raises ActionDecodeError.
@@ -223,9 +186,6 @@ class OpenVlaAdapter:
         action = self._assets.statistics.unnormalise(values)
         action[6] = np.clip(action[6], 0.0, 1.0)
         return action[None]
-
-    def reset(self) -> None:
-        """OpenVLA has no history: nothing to forget."""
 
 
 def load(

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from dtp_ros.errors import (
-    ActionDecodeError,
     CheckpointError,
     ConfigError,
     ObservationError,
@@ -33,6 +32,7 @@ from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import images, lerobot
 from dtp_ros.models.action_tokens import FastCodec, load_fast_codec
 from dtp_ros.models.base import ActionVocabulary, Grammar, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.fast_grammar import FastGrammar
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
 from dtp_ros.models.tiny import TINY, tiny_checkpoint
@@ -112,7 +112,7 @@ class Pi0FastAssets:
     max_tokens: int
 
 
-class Pi0FastAdapter:
+class Pi0FastAdapter(DecoderAdapter):
     """pi0-FAST for the engine (`VlaAdapter`).
 
     model: a PaliGemmaForConditionalGeneration, in evaluation mode. preprocess: `lerobot` (bilinear resize without
@@ -122,49 +122,26 @@ class Pi0FastAdapter:
 
     name = "pi0_fast"
     needs_state = True
-    needs_intrinsics = False
 
     def __init__(self, model: nn.Module, assets: Pi0FastAssets, preprocess: str, options: Pi0FastOptions) -> None:
         whole: Any = model
+        super().__init__(whole.model.language_model, whole.lm_head)
         self._core: Any = whole.model
-        self._head: nn.Module = whole.lm_head
         self._assets = assets
         self._preprocess = require_choice("preprocess", preprocess, PREPROCESS)
         self._convention = options.convention
-        self.text_model: nn.Module = whole.model.language_model
         self.horizon = assets.codec.horizon
         self.num_cameras = options.cameras
         side = IMAGE_SIZE // whole.config.vision_config.patch_size
         self.grid = (side, side)
         first = assets.first_action_id
-        self._actions = range(first, first + len(assets.codec.token_bytes))
         self.vocabulary = ActionVocabulary(
-            action_ids=torch.arange(self._actions.start, self._actions.stop),
+            action_ids=torch.arange(len(assets.codec.token_bytes)) + first,
             end_ids=(assets.end_id,),
             forced_prefix_ids=assets.prefix,
             max_tokens=min(assets.codec.max_tokens, assets.max_tokens - len(assets.prefix)),
         )
         self._grammar = _grammar(assets.codec, first, assets.end_id)
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.text_model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the language model's matrices; vision tower and norms are float32, as in LeRobot."""
-        return next(self.text_model.parameters()).dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        layers: Any = self.text_model.layers
-        return list(layers)
 
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill: up to `num_cameras` images, the main one first; the others may be missing.
@@ -221,31 +198,14 @@ class Pi0FastAdapter:
         bins: list[int] = (np.digitize(values, np.linspace(-1, 1, STATE_BINS + 1)[:-1]) - 1).tolist()
         return bins
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L], scaled as Gemma scales them."""
-        embeddings: Tensor = self._core.get_input_embeddings()(ids.to(self.device))
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self._head(hidden)
-        return logits.float()
-
     def grammar(self) -> Grammar | None:
         """The grammar of FAST tokens that decode; None where the FAST vocabulary allows none (a warning said so)."""
         return self._grammar
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """Actions [horizon, 7], gripper clipped to 0 ... 1 (1 = open); raises ActionDecodeError."""
-        first, last = self._actions[0], self._actions[-1]
-        for token in ids:
-            if token not in self._actions:
-                raise ActionDecodeError(f"token {token} is not an action ({first} ... {last})")
-        normalised = self._assets.codec.decode([token - first for token in ids])
+        normalised = self._assets.codec.decode(ids, self._assets.first_action_id)
         return lerobot.actions_from_data(self._assets.action.unnormalise(normalised), self._convention)
-
-    def reset(self) -> None:
-        """The model has no history: nothing to forget."""
 
 
 def _grammar(codec: FastCodec, first: int, end: int) -> Grammar | None:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtp_ros.errors import ActionDecodeError, CheckpointError, ConfigError, ObservationError, require_choice
 from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import images
 from dtp_ros.models.action_tokens import ActionStatistics, CellGrid, select_statistics, spherical_to_cartesian
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
 from dtp_ros.models.spatialvla_network import MODEL_TYPE, SpatialVlaConfig, SpatialVlaNetwork, rename
 from dtp_ros.models.tiny import TINY, tiny_checkpoint
@@ -89,7 +90,7 @@ class StepGrammar:
         return self._ids[len(ids) % len(self._ids)]
 
 
-class SpatialVlaAdapter:
+class SpatialVlaAdapter(DecoderAdapter):
     """SpatialVLA for the engine (`VlaAdapter`).
 
     preprocess: `simpler` (OpenCV's INTER_AREA resize, as the published SIMPLER policy) or `reference` (PIL's bicubic
@@ -97,8 +98,6 @@ class SpatialVlaAdapter:
     """
 
     name = "spatialvla"
-    num_cameras = 1
-    needs_state = False
     needs_intrinsics = True
 
     def __init__(
@@ -106,12 +105,11 @@ class SpatialVlaAdapter:
     ) -> None:
         config = network.config
         language_model: Any = network.language_model
+        super().__init__(language_model.model, language_model.lm_head)
         self.network = network
         self._assets = assets
         self._preprocess = require_choice("preprocess", preprocess, PREPROCESS)
         self._lower_case = lower_case
-        self.text_model: nn.Module = language_model.model
-        self._head: nn.Module = language_model.lm_head
         self._softcap: float | None = config.text.final_logit_softcapping
         self.grid = (config.rows, config.rows)
         self.horizon = assets.horizon
@@ -120,26 +118,6 @@ class SpatialVlaAdapter:
         self.kinds = [range(low, high) for low, high in pairwise(borders)]
         tokens = assets.horizon * len(KINDS)
         self.vocabulary = ActionVocabulary(torch.arange(first, borders[-1]), min_tokens=tokens, max_tokens=tokens)
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.text_model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.text_model.parameters()).dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        layers: Any = self.text_model.layers
-        return list(layers)
 
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill; raises ObservationError for an image, an instruction or a camera that it cannot take."""
@@ -162,9 +140,7 @@ class SpatialVlaAdapter:
 
     def pixels(self, observation: Observation) -> NDArray[np.float32]:
         """The main camera's image, float32 [1, 3, S, S] in 0 ... 1; raises ObservationError."""
-        if not observation.images:
-            raise ObservationError("no image (needed: 1)")
-        image, size = images.require_rgb(observation.images[0]), self.network.config.vision.image_size
+        image, size = images.main_camera(observation.images), self.network.config.vision.image_size
         resized = images.area(image, size) if self._preprocess == "simpler" else images.bicubic(image, size)
         return (resized.transpose(2, 0, 1)[None] / 255.0).astype(np.float32)
 
@@ -180,12 +156,6 @@ class SpatialVlaAdapter:
             return _camera(observation.intrinsics, width, height, self.network.config.vision.image_size)
         except ValueError as error:
             raise ObservationError(str(error)) from None
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L]."""
-        language_model: Any = self.text_model
-        embeddings: Tensor = language_model.embed_tokens(ids.to(self.device))
-        return embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., vocabulary] of last hidden states, softcapped."""
@@ -219,9 +189,6 @@ class SpatialVlaAdapter:
         """The normalised action [7] of three cells. The sphere is around the cube of actions, hence the clip."""
         xyz = spherical_to_cartesian(*self._assets.translation.middle(translation))
         return np.concatenate([np.clip(xyz, -1.0, 1.0), self._assets.rotation.middle(rotation), [float(gripper)]])
-
-    def reset(self) -> None:
-        """SpatialVLA has no history: nothing to forget."""
 
 
 def load(

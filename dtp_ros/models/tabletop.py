@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch import Tensor, nn
+from torch import nn
 
 from dtp_ros.errors import ActionDecodeError, CheckpointError, ObservationError, require_choice
 from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import images
 from dtp_ros.models.action_tokens import ActionStatistics, UniformBins, load_statistics
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.tabletop_network import DIMENSIONS, MAX_WORDS, MODEL_TYPE, TabletopConfig, TabletopNetwork
 from dtp_ros.models.tiny import TINY, tiny_checkpoint
 from dtp_ros.resources import package_folder
@@ -39,52 +40,27 @@ UNKNOWN_ID, ACT_ID = 0, 1
 _TINY_WORDS = ("put", "the", "carrot", "spoon", "on", "plate", "towel")
 
 
-class TabletopAdapter:
+class TabletopAdapter(DecoderAdapter):
     """The tabletop policy for the engine (`VlaAdapter`)."""
 
     name = "tabletop"
-    horizon = 1
-    num_cameras = 1
-    needs_state = False
-    needs_intrinsics = False
 
     def __init__(self, network: TabletopNetwork, tokenizer: Tokenizer, statistics: ActionStatistics) -> None:
         config = network.config
+        super().__init__(network.language_model, network.lm_head)
         self.network = network
         self._tokenizer = tokenizer
         self._statistics = statistics
         self._bins = UniformBins(config.bins)
         self._first = config.vocabulary
-        self.text_model: nn.Module = network.language_model
         self.grid = (config.side, config.side)
         self.vocabulary = ActionVocabulary(
             torch.arange(config.bins) + self._first, min_tokens=DIMENSIONS, max_tokens=DIMENSIONS
         )
 
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.network.config.layers
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.network.image_positions.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.network.image_positions.dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        return list(self.network.language_model.layers)
-
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill; raises ObservationError for no image, or an instruction of no or too many words."""
-        if not observation.images:
-            raise ObservationError("no image (needed: 1)")
-        pixels = images.area(images.require_rgb(observation.images[0]), self.network.config.image_size)
+        pixels = images.area(images.main_camera(observation.images), self.network.config.image_size)
         words = self.words(observation.instruction)
         ids = torch.tensor([[*words, ACT_ID]], device=self.device)
         with torch.no_grad():
@@ -109,19 +85,6 @@ class TabletopAdapter:
             raise ObservationError(f"the instruction {shown!r} has {len(ids)} words (valid: 1 ... {MAX_WORDS})")
         return ids
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L]."""
-        embeddings: Tensor = self.network.language_model.embed_tokens(ids.to(self.device))
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self.network.lm_head(hidden)
-        return logits.float()
-
-    def grammar(self) -> None:
-        """Every seven bins are an action: there is nothing to restrict."""
-
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """The step [1, 7] that seven ids stand for, gripper 0 ... 1 (1 = open); raises ActionDecodeError.
 
@@ -136,9 +99,6 @@ class TabletopAdapter:
         action[3:6] = np.clip(action[3:6], -config.max_rotation, config.max_rotation)
         action[6] = np.clip(0.5 * (values[6] + 1.0), 0.0, 1.0)
         return action[None]
-
-    def reset(self) -> None:
-        """The policy has no history: nothing to forget."""
 
 
 def load(

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dtp_ros.errors import (
-    ActionDecodeError,
     CheckpointError,
     ConfigError,
     ObservationError,
@@ -31,6 +30,7 @@ from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import emu3_vision, images
 from dtp_ros.models.action_tokens import ActionStatistics, FastCodec, load_fast_codec
 from dtp_ros.models.base import ActionVocabulary, Grammar, Observation, Prompt, TokenLayout
+from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.download import folder_of
 from dtp_ros.models.emu3_vision import Emu3VisionTokenizer, load_vision_tokenizer
 from dtp_ros.models.fast_grammar import FastGrammar
@@ -110,7 +110,7 @@ class _Step:
     action: tuple[int, ...] = ()
 
 
-class UniVlaAdapter:
+class UniVlaAdapter(DecoderAdapter):
     """UniVLA for the engine (`VlaAdapter`), with the history that its evaluation gives it.
 
     The step before (frame and action) precedes the newest frame, from its second step on. It is forgotten by `reset`,
@@ -120,14 +120,10 @@ class UniVlaAdapter:
     """
 
     name = "univla"
-    num_cameras = 1
-    needs_state = False
-    needs_intrinsics = False
 
     def __init__(self, model: nn.Module, assets: UniVlaAssets) -> None:
         whole: Any = model
-        self.text_model: nn.Module = whole.model
-        self._head: nn.Module = whole.lm_head
+        super().__init__(whole.model, whole.lm_head)
         self._assets = assets
         self.horizon = assets.codec.horizon
         side = IMAGE_SIZE // assets.vision.factor
@@ -146,26 +142,6 @@ class UniVlaAdapter:
         self._max_words = assets.max_positions - 2 * (frame + self.vocabulary.max_tokens + 1)
         self._before: _Step | None = None
         self._now: _Step | None = None
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.text_model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.text_model.parameters()).dtype
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Decoder layers, in order."""
-        layers: Any = self.text_model.layers
-        return list(layers)
 
     def prepare(self, observation: Observation) -> Prompt:
         """Build the prefill; raises ObservationError for an image or an instruction that UniVLA cannot take.
@@ -204,21 +180,7 @@ class UniVlaAdapter:
 
     def image(self, observation: Observation) -> NDArray[np.uint8]:
         """The main camera's picture as it is encoded, RGB uint8 [256, 256, 3]; raises ObservationError."""
-        if not observation.images:
-            raise ObservationError("no image (needed: 1)")
-        return images.bicubic(images.require_rgb(observation.images[0]), IMAGE_SIZE)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, L, hidden] of int64 [1, L]."""
-        table: Any = self.text_model
-        with torch.no_grad():
-            embeddings: Tensor = table.embed_tokens(ids.to(self.device))
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self._head(hidden)
-        return logits.float()
+        return images.bicubic(images.main_camera(observation.images), IMAGE_SIZE)
 
     def grammar(self) -> Grammar:
         """The grammar of FAST tokens that decode."""
@@ -230,10 +192,7 @@ class UniVlaAdapter:
         The tokens become the history of the next step.
         """
         self._before = None
-        for token in ids:
-            if not self._first_action <= token <= LAST_ACTION_ID:
-                raise ActionDecodeError(f"token {token} is not an action ({self._first_action} ... {LAST_ACTION_ID})")
-        normalised = self._assets.codec.decode([token - self._first_action for token in ids])
+        normalised = self._assets.codec.decode(ids, self._first_action)
         actions = self._assets.statistics.unnormalise(normalised)
         actions[:, 6] = np.clip(actions[:, 6], 0.0, 1.0)
         if self._now is not None:
