@@ -63,8 +63,9 @@ $(OLDEST)/.ready: requirements/oldest.txt
 train: $(STAMP) ## the tabletop policy from nothing, about an hour on 2 cores; goes on where it was interrupted
 	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
 
-bench: $(STAMP) ## times and accuracy of the inverse kinematics, also in out/bench/kinematics.json
+bench: $(STAMP) ## inverse kinematics, and memory while checkpoints load; also in out/bench
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_loading.py
 
 success-table: $(STAMP) ## the tabletop policy on all 96 configurations in every setting, over ROS 2
 	$(BIN)/python tools/success_table.py --settings plain clutter lookalike unseen $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

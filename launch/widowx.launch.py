@@ -15,13 +15,15 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import Parameter, ParameterValue
 
 from dtp_ros.errors import ConfigError
+from dtp_ros.models.registry import model_names
 from dtp_ros.resources import share_file
 
+MODELS = ", ".join(model_names())
 BOOLEAN = ["true", "false"]
 ROBOTS = ["", "wx250s", "wx250", "wxai"]
 ARGUMENTS = [
     DeclareLaunchArgument("sim", default_value="false", choices=BOOLEAN, description="start the tabletop simulator"),
-    DeclareLaunchArgument("model", default_value="", description="the model (nora; tabletop if sim:=true)"),
+    DeclareLaunchArgument("model", default_value="", description=f"{MODELS} (nora; tabletop if sim:=true)"),
     DeclareLaunchArgument("checkpoint", default_value="", description="folder, hub id, or tiny (the model's own)"),
     DeclareLaunchArgument("driver", default_value="", description="how the arm is driven (dry_run; sim if sim:=true)"),
     DeclareLaunchArgument("robot", default_value="", choices=ROBOTS, description="the arm, its config/robots (none)"),

@@ -73,7 +73,7 @@ def start_policy(nodes: NodeProcesses, options: argparse.Namespace) -> None:
         nodes.start("expert_node", {"use_sim_time": live})
         return
     pruning = {"tolerance": TOLERANCE_BEFORE, "max_pruned": 0, "seed": 0}
-    model = {"model": options.model, "image_timeout": 5.0}
+    model = {"model": options.model, "image_timeout": 5.0, "publish_whole_chunk": not live}
     model |= {"checkpoint": options.checkpoint} if options.checkpoint else {}
     nodes.start("policy_node", {**model, **pruning, "use_sim_time": live})
 

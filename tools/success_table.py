@@ -61,8 +61,9 @@ def policy_of(options: argparse.Namespace) -> Policy:
         return Policy("expert", "expert_node", {"acting": False}, "acting")
     model = {"model": options.model, "variant": options.variant, "tolerance": options.tolerance}
     model |= {"checkpoint": options.checkpoint} if options.checkpoint else {}
-    # Simulated time stands still while the policy thinks: no image of it is late.
-    return Policy("dtp_policy", "policy_node", {**model, "image_timeout": 5.0, "use_sim_time": True}, "instruction")
+    # Simulated time stands still while the policy thinks: no image of it is late, nothing has to bridge that time.
+    model |= {"image_timeout": 5.0, "publish_whole_chunk": False, "use_sim_time": True}
+    return Policy("dtp_policy", "policy_node", model, "instruction")
 
 
 class Director(Node):  # type: ignore[misc]  # rclpy ships no types

@@ -24,6 +24,11 @@ Progress = Callable[[str, float], None]
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 DEVICES = ("auto", "cpu", "cuda")
+# What config.json names as its model_type (LeRobot: type) -> which of the models here it is.
+MODELS = {
+    "qwen2_5_vl": "nora", "openvla": "openvla", "spatialvla": "spatialvla", "Emu3": "univla", "pi0_fast": "pi0_fast",
+    "dtp_tabletop": "tabletop",
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -154,13 +159,16 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def require_model_type(folder: Path, model_type: str) -> dict[str, Any]:
-    """The checkpoint's config.json; raises CheckpointError where it is of another model type."""
+def require_model_type(folder: Path, model_type: str, field: str = "model_type") -> dict[str, Any]:
+    """The checkpoint's config.json; raises CheckpointError where it is of another model type, and says which.
+
+    field: where config.json names it; LeRobot's policies have `type`.
+    """
     config = read_json(folder, "config.json")
-    if config.get("model_type") != model_type:
-        raise CheckpointError(
-            f"{folder} is a checkpoint of model_type {config.get('model_type')!r} (valid here: {model_type!r})"
-        )
+    if config.get(field) != model_type:
+        found = config.get("model_type") or config.get("type")
+        looks = f": it looks like {MODELS[found]}, see the parameter `model`" if found in MODELS else ""
+        raise CheckpointError(f"{folder} is a checkpoint of model_type {found!r} (valid here: {model_type!r}){looks}")
     return config
 
 

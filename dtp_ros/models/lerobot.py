@@ -102,16 +102,6 @@ class Normaliser:
         return span
 
 
-def require_policy(folder: Path, policy: str) -> dict[str, Any]:
-    """The checkpoint's config.json; raises CheckpointError where it is not of this LeRobot policy."""
-    config = ckpt.read_json(folder, "config.json")
-    if config.get("type") != policy:
-        kind = "LeRobot policy" if config.get("type") else "model_type"
-        found = config.get("type") or config.get("model_type")
-        raise CheckpointError(f"{folder} is a checkpoint of {kind} {found!r} (valid here: LeRobot policy {policy!r})")
-    return config
-
-
 def pipeline_step(folder: Path, pipeline: str, name: str) -> dict[str, Any] | None:
     """The step registered as `name` in a pipeline's JSON, or None where there is no such file or step."""
     if not (folder / pipeline).is_file():

@@ -244,7 +244,7 @@ def load(
         folder = tiny_checkpoint("pi0_fast", write_tiny_pi0_fast, ckpt.stage(progress, 0.0, 0.4))
     else:
         folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
-    raw = lerobot.require_policy(folder, POLICY)
+    raw = ckpt.require_model_type(folder, POLICY, "type")
     kind = ckpt.resolve_dtype(dtype, place, str(raw.get("dtype", "float32")))
     config = _model_config(folder, raw, kind)
     assets = _load_assets(folder, raw, config, settings)

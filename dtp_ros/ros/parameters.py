@@ -99,6 +99,7 @@ SPECS = (
     Spec("seed", _P.seed, "seed of the random variants", (0, MAX_SEED)),
     Spec("fast_grammar", _G.fast_grammar, "only FAST tokens that decode; on by default for the tiny checkpoint"),
     Spec("execute_horizon", 1, "actions of a chunk executed before the next image is looked at", (1, MAX_HORIZON)),
+    Spec("publish_whole_chunk", True, "also the actions beyond execute_horizon, to go on with until the next chunk"),
     Spec("ensemble", _G.ensemble, "how overlapping chunks are averaged", choices=ENSEMBLES),
     Spec("ensemble_weight", _G.ensemble_weight, "k in w = exp(k * rank), the newest chunk heaviest", (0.0, 10.0)),
     Spec("image_timeout", 0.5, "an older image is dropped, s", (0.001, 3600.0)),
@@ -131,6 +132,7 @@ class Settings:
     autostart: bool
     instruction: str
     execute_horizon: int
+    publish_whole_chunk: bool
     image_timeout: float
     sync_slop: float
     overlay_alpha: float

@@ -215,9 +215,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
         if result.chunk is None:
             self.get_logger().warning(f"hold: {result.hold_reason}", throttle_duration_sec=5.0)
             return None
-        message = action_chunk_to_ros(
-            result.chunk.actions, frame.stamp, settings.base_frame, settings.control_frequency
-        )
+        count = None if settings.publish_whole_chunk else settings.execute_horizon
+        actions = result.chunk.actions[:count]
+        message = action_chunk_to_ros(actions, frame.stamp, settings.base_frame, settings.control_frequency)
         return self._inputs.publish(frame, lambda: self._chunks.publish(message))
 
     def _on_crash(self, error: BaseException) -> None:

@@ -90,7 +90,15 @@ def _trace_values(trace: StepTrace) -> dict[str, object]:
 def _parameters(settings: Settings) -> Iterator[tuple[str, object]]:
     yield from asdict(settings.pruning).items()
     yield from asdict(settings.generation).items()
-    for name in ("execute_horizon", "image_timeout", "preprocess", "revision", "device", "dtype"):
+    for name in (
+        "execute_horizon",
+        "publish_whole_chunk",
+        "image_timeout",
+        "preprocess",
+        "revision",
+        "device",
+        "dtype",
+    ):
         yield name, getattr(settings, name)
 
 
