@@ -1,7 +1,8 @@
-"""A tiny NORA checkpoint, written once a session and loaded through the real loader."""
+"""Tiny checkpoints, written once a session and loaded through the real loader."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,11 +14,16 @@ import torch
 from PIL import Image
 
 from dtp_ros.models.nora import NoraAdapter
+from dtp_ros.models.openvla import OpenVlaAdapter
+from dtp_ros.models.pi0_fast import Pi0FastAdapter
 from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.spatialvla import SpatialVlaAdapter
 from dtp_ros.models.tiny import tiny_checkpoint
 from dtp_ros.models.tiny_nora import write_tiny_nora
+from dtp_ros.models.tiny_openvla import write_tiny_openvla
+from dtp_ros.models.tiny_pi0_fast import write_tiny_pi0_fast
 from dtp_ros.models.tiny_spatialvla import write_tiny_spatialvla
+from dtp_ros.models.tiny_univla import write_tiny_univla
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,6 +52,42 @@ def nora(cache) -> NoraAdapter:
 
 
 @pytest.fixture(scope="session")
+def openvla_folder(cache) -> Path:
+    return tiny_checkpoint("openvla", write_tiny_openvla)
+
+
+@pytest.fixture(scope="session")
+def openvla(cache) -> OpenVlaAdapter:
+    adapter = load_adapter("openvla", "tiny", device="cpu")
+    assert isinstance(adapter, OpenVlaAdapter)
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def pi0_fast_folder(cache) -> Path:
+    return tiny_checkpoint("pi0_fast", write_tiny_pi0_fast)
+
+
+@pytest.fixture(scope="session")
+def pi0_fast(cache) -> Pi0FastAdapter:
+    adapter = load_adapter("pi0_fast", "tiny", device="cpu", options={"cameras": 2})
+    assert isinstance(adapter, Pi0FastAdapter)
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def pi0_fast_short(pi0_fast_folder, tmp_path_factory) -> Pi0FastAdapter:
+    """The same weights with chunks of two actions, of WidowX data: quick to generate."""
+    folder = tmp_path_factory.mktemp("short") / "checkpoint"
+    shutil.copytree(pi0_fast_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "chunk_size": 2, "n_action_steps": 2}))
+    adapter = load_adapter("pi0_fast", str(folder), device="cpu", options={"convention": "bridge"})
+    assert isinstance(adapter, Pi0FastAdapter)
+    return adapter
+
+
+@pytest.fixture(scope="session")
 def spatialvla_folder(cache) -> Path:
     return tiny_checkpoint("spatialvla", write_tiny_spatialvla)
 
@@ -55,6 +97,11 @@ def spatialvla(cache) -> SpatialVlaAdapter:
     adapter = load_adapter("spatialvla", "tiny", device="cpu")
     assert isinstance(adapter, SpatialVlaAdapter)
     return adapter
+
+
+@pytest.fixture(scope="session")
+def univla_folder(cache) -> Path:
+    return tiny_checkpoint("univla", write_tiny_univla)
 
 
 @pytest.fixture

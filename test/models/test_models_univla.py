@@ -15,11 +15,8 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from dtp_ros.errors import ActionDecodeError, ConfigError, ObservationError
 from dtp_ros.models.base import Observation
-from dtp_ros.models.registry import load_adapter, model_defaults
-from dtp_ros.models.tiny import tiny_checkpoint
-from dtp_ros.models.tiny_univla import write_tiny_univla
+from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.univla import UniVlaAdapter
-from dtp_ros.pruning.config import PruningConfig
 
 INSTRUCTION = "put the carrot on the plate"
 BOS, BOI, IMG, EOF, EOI, BOA, EOA = 151849, 151852, 151851, 151847, 151853, 151844, 151845
@@ -27,11 +24,6 @@ FIRST_CODE = 151854
 SIZE = [ord(character) for character in "1*32*32"]  # the tiny tokenizer's first 256 tokens are the bytes
 LOW = np.array([-0.0289, -0.0418, -0.0261, -0.0812, -0.0931, -0.2078, 0.0])
 HIGH = np.array([0.0282, 0.0408, 0.0402, 0.0807, 0.0775, 0.2017, 1.0])
-
-
-@pytest.fixture(scope="module")
-def folder(cache):
-    return tiny_checkpoint("univla", write_tiny_univla)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +40,8 @@ def univla(loaded) -> UniVlaAdapter:
 
 
 @pytest.fixture(scope="module")
-def fast(folder):
-    tokenizer = Tokenizer.from_file(str(folder / "fast_bridge_t5_s50/tokenizer.json"))
+def fast(univla_folder):
+    tokenizer = Tokenizer.from_file(str(univla_folder / "fast_bridge_t5_s50/tokenizer.json"))
 
     def spell(coefficients) -> list[int]:
         """Model ids of coefficients, by the FAST tokenizer itself."""
@@ -180,7 +172,7 @@ def test_pictures_of_any_size_are_taken_whole(univla, shape):
     np.testing.assert_array_equal(univla.image(see(image)), expected)
 
 
-def test_logits_equal_the_stock_eager_model(univla, folder, fast):
+def test_logits_equal_the_stock_eager_model(univla, univla_folder, fast):
     """The stock Emu3ForCausalLM on the files themselves, by ids, without any mask of ours; a prompt with history."""
     config = Emu3TextConfig(
         vocab_size=152878, hidden_size=32, intermediate_size=64, num_hidden_layers=14, num_attention_heads=4,
@@ -188,7 +180,7 @@ def test_logits_equal_the_stock_eager_model(univla, folder, fast):
     )  # fmt: skip
     stock = Emu3ForCausalLM(config).eval()
     tensors = {}
-    for path in folder.glob("model-*.safetensors"):
+    for path in univla_folder.glob("model-*.safetensors"):
         tensors |= load_file(path)
     stock.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True)
     stock.set_attn_implementation("eager")
@@ -307,13 +299,3 @@ def test_bfloat16_leaves_the_codes_alone(univla):
     prompt, expected = half.prepare(see(still())), univla.prepare(see(still()))
     assert prompt.embeddings.dtype == torch.bfloat16
     assert prompt.embeddings.float().equal(expected.embeddings)  # the tiny weights are bfloat16 to begin with
-
-
-def test_univla_has_the_papers_constants():
-    defaults = model_defaults("univla")
-    assert (defaults["relevance_layers"], defaults["top_k"]) == ((11, 12), 436)
-    assert (defaults["sigma"], defaults["tolerance"], defaults["max_pruned"]) == (0.65, 0.5, 0)
-    assert (defaults["mask_schedule"], defaults["mask_scope"]) == ("per_token", "all")
-    assert (defaults["ensemble"], defaults["execute_horizon"], defaults["fast_grammar"]) == ("off", 5, False)
-    pruning = PruningConfig(**{key: defaults[key] for key in PruningConfig.__dataclass_fields__})
-    pruning.require_fits(32, 1024)

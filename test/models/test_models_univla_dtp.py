@@ -68,6 +68,16 @@ def state_of(adapter):
     )
 
 
+def test_univla_has_the_papers_constants():
+    defaults = model_defaults("univla")
+    assert (defaults["relevance_layers"], defaults["top_k"]) == ((11, 12), 436)
+    assert (defaults["sigma"], defaults["tolerance"], defaults["max_pruned"]) == (0.65, 0.5, 0)
+    assert (defaults["mask_schedule"], defaults["mask_scope"]) == ("per_token", "all")
+    assert (defaults["ensemble"], defaults["execute_horizon"], defaults["fast_grammar"]) == ("off", 5, False)
+    pruning = PruningConfig(**{key: defaults[key] for key in PruningConfig.__dataclass_fields__})
+    pruning.require_fits(32, 1024)
+
+
 @pytest.mark.parametrize("scope", ["all", "action"])
 def test_dtp_fires_and_its_variants_prune_as_many(univla, prompt, scope):
     config = replace(CONFIG, mask_scope=scope)
