@@ -94,12 +94,12 @@ class FastCodec:
         """No chunk takes more tokens than this: its bytes, one by one."""
         return self.size * max(len(chr(code).encode()) for code in self.codes)
 
-    def bytes_of(self, ids: Sequence[int]) -> bytes:
-        """Bytes of FAST ids; raises ActionDecodeError where an id is outside the vocabulary."""
-        for fast_id in ids:
-            if not 0 <= fast_id < len(self.token_bytes):
-                raise ActionDecodeError(f"FAST id {fast_id} is outside 0 ... {len(self.token_bytes) - 1}")
-        return b"".join(self.token_bytes[fast_id] for fast_id in ids)
+    def bytes_of(self, ids: Sequence[int], first_id: int = 0) -> bytes:
+        """Bytes of FAST ids, counted from `first_id`; raises ActionDecodeError for one outside the vocabulary."""
+        last = first_id + len(self.token_bytes) - 1
+        if outside := [i for i in ids if not first_id <= i <= last]:
+            raise ActionDecodeError(f"token {outside[0]} is not an action ({first_id} ... {last})")
+        return b"".join(self.token_bytes[i - first_id] for i in ids)
 
     def partial_values(self, coefficients: NDArray[np.int64]) -> NDArray[np.float64]:
         """Actions rebuilt from the first coefficients (the missing ones 0), float64 [horizon, dimensions]; checked.
@@ -129,10 +129,7 @@ class FastCodec:
 
         first_id: id of the model that stands for FAST id 0.
         """
-        last = first_id + len(self.token_bytes) - 1
-        if outside := [i for i in ids if not first_id <= i <= last]:
-            raise ActionDecodeError(f"token {outside[0]} is not an action ({first_id} ... {last})")
-        data = self.bytes_of([i - first_id for i in ids])
+        data = self.bytes_of(ids, first_id)
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -99,7 +99,7 @@ def test_values_beyond_the_range_are_refused(codecs):
 
 @pytest.mark.parametrize("ids", [[2048], [-1]])
 def test_an_id_outside_the_vocabulary_is_refused(codecs, ids):
-    with pytest.raises(ActionDecodeError, match=r"outside 0 \.\.\. 2047"):
+    with pytest.raises(ActionDecodeError, match=r"is not an action \(0 \.\.\. 2047\)"):
         codecs[1].decode(ids)
 
 

@@ -259,7 +259,7 @@ def test_broken_settings_are_named(copied, name, changes, message):
 
 def test_broken_json_and_tokenizers_are_named(copied):
     (copied / "tokenizer.json").write_text('{"version": "1.0"}')
-    refused(copied, r"tokenizer\.json is no tokenizer")
+    refused(copied, r"tokenizer\.json cannot be read")
     (copied / "processor_config.json").write_text("{")
     refused(copied, r"processor_config\.json is not JSON")
 
