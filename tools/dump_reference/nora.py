@@ -11,8 +11,8 @@ and, where they name none, those of then (Python 3.10, no GPU):
     python -c "import pathlib, dtp_ros.models.tiny_nora as t; t.write_tiny_nora(pathlib.Path('<checkpoint>'))"
     <its python> tools/dump_reference/nora.py <nora> <fast> <checkpoint> test/models/dumps/nora.npz
 
-<fast>: the files of the hub's physical-intelligence/fast, whose code no longer comes with NORA. The hub is out of reach
-here; github.com/baaivision/UniVLA at fbde41b3eaead4908df5658dca94bdfc624422dd keeps them in pretrain/fast. That copy's
+<fast>: the files of the hub's physical-intelligence/fast, code included, which NORA downloads. The hub is out of reach
+here; github.com/baaivision/UniVLA at fbde41b3eaead4908df5658dca94bdfc624422dd keeps a copy in pretrain/fast. In it
 `decode` pads or cuts chunks of a wrong length, where the hub's gives zeros: only chunks of the right length are kept.
 
 What is put in the original's way: the two downloads (FAST folder, norm_stats.json) come from disk; the processor gets
@@ -136,7 +136,8 @@ def run(nora: Any, recorder: Recorder, case: int) -> dict[str, Any]:
     plain: dict[str, Any] = {"repetition_penalty": 1.0}
     only: dict[str, Any] = {"prefix_allowed_tokens_fn": lambda *_: allowed}
     found: dict[str, Any] = {}
-    for name, recorder.options in {"published": {}, "penalised": only, "free": plain, "restricted": plain | only}.items():
+    runs = {"published": {}, "penalised": only, "free": plain, "restricted": plain | only}
+    for name, recorder.options in runs.items():
         nora.inference(image, instruction, unnorm_key=STATISTICS[case])
         found[f"{name}_ids"] = recorder.tokens
         if "repetition_penalty" in recorder.options:
@@ -176,8 +177,7 @@ def client(source: Path, nora: Any, recorder: Recorder, case: int) -> dict[str, 
     one; `client_pixels` are of this one.
     """
     for name in ("imageio", "gym", "pyquaternion", "widowx_envs", "widowx_envs.widowx_env_service"):
-        sys.modules.setdefault(name, MagicMock())
-    sys.modules["gym"].Env = object
+        sys.modules.setdefault(name, MagicMock(Env=object))
     sys.path.insert(0, str(source / "experiments/bridge"))
     utils: Any = importlib.import_module("bridge_utils")
     widowx = utils.get_preprocessed_image({"full_image": picture(*SIZES[case])}, 224)
