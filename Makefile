@@ -60,7 +60,7 @@ $(OLDEST)/.ready: requirements/oldest.txt
 	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -r $<
 	@touch $@
 
-train: $(STAMP) ## the tabletop policy from nothing, about an hour on 2 cores; goes on where it was interrupted
+train: $(STAMP) ## the tabletop policy from nothing, an hour and a half on 2 cores; goes on where it was interrupted
 	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
 
 bench: $(STAMP) ## inverse kinematics, and memory while checkpoints load; also in out/bench

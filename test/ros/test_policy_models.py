@@ -35,7 +35,7 @@ def test_a_model_acts_and_shows_what_it_cut(name):
             joints = JointState(name=list(JOINTS), position=list(JOINTS.values()), header=header(user))
             states.publish(joints)
 
-        user.create_timer(0.1, tell)
+        timer = user.create_timer(0.1, tell)
         chunk, trace = user.step(picture(0))
         assert len(chunk.points) == horizon
         assert np.isfinite([point.positions for point in chunk.points]).all()
@@ -46,6 +46,7 @@ def test_a_model_acts_and_shows_what_it_cut(name):
         chunk, trace = user.step(picture(1))
         assert len(chunk.points) == 1
         assert len(json.loads(trace["actions"])) == horizon
+        timer.cancel()
 
 
 def header(node):
