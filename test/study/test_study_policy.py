@@ -49,18 +49,18 @@ def test_it_still_solves_what_it_solved(policy):
 
 
 def test_the_important_region_holds_the_source(policy):
-    """With DTP: 97 % of 1571 frames were measured (docs/tabletop.md); and something is cut."""
+    """With DTP: 99.8 % of 1989 frames were measured (docs/tabletop.md); and something is cut."""
     seen = [s for task, e in SOLVED.items() for s in sights(policy, fixed_layout(task, e), DTP)]
     assert len(seen) > 40
-    assert np.mean([sight.inside["source"] for sight in seen]) >= 0.9
+    assert np.mean([sight.inside["source"] for sight in seen]) >= 0.95
     assert 0 < np.mean([sight.trace.fire_rate > 0 for sight in seen]) < 1
 
 
 @pytest.mark.long
 def test_the_card_over_ros(tmp_path):
-    """64 of 96 were measured; the least that is not a worse policy, by the lower end of Wilson's interval, is 55."""
+    """90 of 96 were measured; the least that is not a worse policy, by the lower end of Wilson's interval, is 83."""
     command = [sys.executable, "tools/success_table.py", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=1500)
     records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert len(records) == 96
-    assert sum(record["success"] for record in records) >= 55
+    assert sum(record["success"] for record in records) >= 83
