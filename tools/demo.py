@@ -17,12 +17,13 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 from tqdm import tqdm
 
-from dtp_ros.errors import ConfigError
+from dtp_ros.errors import ConfigError, require_choice
+from dtp_ros.models.registry import model_names
 from dtp_ros.sim.instructions import task_of
 
 from demo_report import Step, summary, write_pictures
 from demo_watcher import Watcher
-from processes import NodeProcesses, use_private_domain
+from processes import NodeProcesses, command_timeout, use_private_domain
 
 OUT = Path("out/demo")
 TASK = "eggplant_in_basket"
@@ -47,6 +48,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
+    require_choice("model", options.model, model_names())
     if not options.checkpoint and options.model != TRAINED:
         options.checkpoint = "tiny"
     if not options.task:
@@ -61,6 +63,7 @@ def start_world(nodes: NodeProcesses, options: argparse.Namespace) -> None:
         scene = {"task": options.task, "episode": options.episode, "distractors": options.distractors}
         nodes.start("sim_node", {**scene, "real_time_factor": 0.0})
     arm: dict[str, object] = {"driver": "sim" if live else "dry_run", "robot": "wx250s", "use_sim_time": live}
+    arm["command_timeout"] = command_timeout(options.model)
     if not live:
         arm["reference"] = "measured"  # nothing moves the measured arm, so nothing may build on what was commanded
     nodes.start("widowx_node", arm)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from dtp_ros.models.registry import model_defaults
 from dtp_ros.resources import share_file
 
 GRACE = 10.0  # s that a node has to end after Ctrl-C
@@ -81,6 +82,12 @@ def use_private_domain() -> None:
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(share_file("config/fastdds.xml")))
     # Domains above 101 meet the ports that Linux hands out to other programs.
     os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 90))
+
+
+def command_timeout(model: str) -> float:
+    """The arm's `command_timeout`, s, at 5 Hz: 1.5, or what the model's chunk lasts and a little more."""
+    horizon = model_defaults(model, "tiny")["execute_horizon"]
+    return max(1.5, 0.2 * float(str(horizon)) + 0.5)
 
 
 def _yaml(value: object) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ Progress = Callable[[str, float], None]
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MAPPED = 2**26  # bytes of a shard that are read before the file is opened anew
 DEVICES = ("auto", "cpu", "cuda")
 # What config.json names as its model_type (LeRobot: type) -> which of the models here it is.
 MODELS = {
@@ -241,19 +243,31 @@ def _load_shard(
     targets: Mapping[str, torch.Tensor], path: Path, rename: Callable[[str], str], unused: Callable[[str], bool]
 ) -> set[str]:
     """Copy one shard into the model's tensors; returns the names it filled."""
-    loaded: set[str] = set()
     try:
-        with safe_open(path, framework="pt", device="cpu") as shard, torch.no_grad():
+        with safe_open(path, framework="pt", device="cpu") as shard:
             names = {key: rename(key) for key in shard.keys() if not unused(key)}  # noqa: SIM118 (not a mapping)
-            unexpected = sorted(key for key, name in names.items() if name not in targets)
-            if unexpected:
-                raise CheckpointError(f"{path} holds weights that this model has not: {_some(unexpected)}")
-            for key, name in names.items():
-                _copy(targets[name], shard.get_tensor(key), key, path)
-                loaded.add(name)
+        unexpected = sorted(key for key, name in names.items() if name not in targets)
+        if unexpected:
+            raise CheckpointError(f"{path} holds weights that this model has not: {_some(unexpected)}")
+        with torch.no_grad():
+            for key, value in _tensors(path, names):
+                _copy(targets[names[key]], value, key, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
-    return loaded
+    return set(names.values())
+
+
+def _tensors(path: Path, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a shard. What was read of a mapped file counts as memory until it is closed: that is done often."""
+    left = deque(keys)
+    while left:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            read = 0
+            while left and read < MAPPED:
+                value = shard.get_tensor(left[0])
+                read += value.nbytes
+                yield left.popleft(), value
+                del value
 
 
 def _copy(target: torch.Tensor, value: torch.Tensor, key: str, path: Path) -> None:
