@@ -40,7 +40,7 @@ REGISTERS = 4
 CROP_SHARE = 0.9
 PREPROCESS = ("widowx", "reference", "simpler")
 PROMPTS = {"question": ("In: What action should the robot take to ", "?\nOut:"), "bare": ("", "")}
-FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "dataset_statistics.*")
+FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "dataset_statistics.*", "action_head--*")
 # What timm builds for the names in config.json; a checkpoint's own `timm_model_args` (the tiny one's) replace it.
 TOWERS: Mapping[str, Mapping[str, float]] = {
     "vit_large_patch14_reg4_dinov2.lvd142m": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4.0},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ FILES = (*lerobot.FILES, "tokenizer/*.json", "action_tokenizer/*.json", "action_
 FAST_FILES = ("processor_config.json", "*tokenizer.json", "bpe_tokenizer/*.json")
 STATE_BINS = 256
 MAX_HORIZON = 64
+MAX_BOUND = 100.0  # of normalised actions
+PUBLISHED = ("lerobot/pi0fast-libero", TINY)
 PREFIX, END, BOS = "Action: ", "|", "<bos>"
 CORE = "paligemma_with_expert.paligemma."
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -69,13 +71,14 @@ VARIANTS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
 class Pi0FastOptions:
     """What the adapter leaves to the user; raises ConfigError.
 
-    convention: what state and actions of the training data mean, see `lerobot.CONVENTIONS`.
+    convention: what state and actions of the training data mean, see `lerobot.CONVENTIONS`; "": `libero`, for the
+    published checkpoint only.
     cameras: how many cameras the node waits for. statistics: see `lerobot.load_normaliser`.
     action_bound: largest normalised magnitude that decodes; None: that of the data.
     text_tokenizer, fast_tokenizer: folder or hub id instead of the checkpoint's own, and their revisions.
     """
 
-    convention: str = "libero"
+    convention: str = ""
     cameras: int = 1
     statistics: str = ""
     action_bound: float | None = None
@@ -85,10 +88,11 @@ class Pi0FastOptions:
     fast_revision: str = ""
 
     def __post_init__(self) -> None:
-        require_choice("convention", self.convention, lerobot.CONVENTIONS)
+        if self.convention:
+            require_choice("convention", self.convention, lerobot.CONVENTIONS)
         require_integer("cameras", self.cameras, 1, 8)
         bound = self.action_bound
-        if bound is not None and not (type(bound) in (int, float) and 0 < bound <= 100):
+        if bound is not None and not (type(bound) in (int, float) and 0 < bound <= MAX_BOUND):
             raise ConfigError(f"action_bound = {bound!r} is out of range (valid: null, or above 0 and up to 100)")
 
 
@@ -245,6 +249,7 @@ def load(
     else:
         folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
     raw = ckpt.require_model_type(folder, POLICY, "type")
+    settings = _with_convention(checkpoint, settings)
     kind = ckpt.resolve_dtype(dtype, place, str(raw.get("dtype", "float32")))
     config = _model_config(folder, raw, kind)
     assets = _load_assets(folder, raw, config, settings)
@@ -259,6 +264,18 @@ def load(
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     return Pi0FastAdapter(model, assets, preprocess, settings)
+
+
+def _with_convention(checkpoint: str, options: Pi0FastOptions) -> Pi0FastOptions:
+    """No checkpoint says its convention, and a wrong one turns the gripper round: only the published one's is known."""
+    if options.convention:
+        return options
+    if checkpoint not in PUBLISHED:
+        raise ConfigError(
+            f"the option convention of {checkpoint} is not set (valid: {', '.join(lerobot.CONVENTIONS)}; what its "
+            "states and actions mean)"
+        )
+    return replace(options, convention="libero")
 
 
 def _model_config(folder: Path, raw: Mapping[str, Any], kind: torch.dtype) -> Any:
@@ -297,6 +314,10 @@ def _load_assets(folder: Path, raw: Mapping[str, Any], config: Any, options: Pi0
             f"{options.convention!r}: {' or '.join(map(str, sizes))}, and 7)"
         )
     bound = options.action_bound or action.bound()
+    if bound is not None and not bound <= MAX_BOUND:
+        raise CheckpointError(
+            f"{folder}: normalised actions reach {bound:.3g}: set the option action_bound (0 ... 100)"
+        )
     if bound is None:
         raise CheckpointError(f"{folder}: the statistics of the actions lack min, max: set the option action_bound")
     horizon = lerobot.integer(folder, raw, "chunk_size", 50, MAX_HORIZON)

@@ -47,13 +47,14 @@ FIRST_VISION_ID = 151851  # 3 named and 205 numbered special tokens precede the 
 BOA_ID, EOA_ID, EOF_ID, BOS_ID = 151844, 151845, 151847, 151849
 VISION_TOKENS = ("<|image token|>", "<|image start|>", "<|image end|>", "<|visual token 000000|>")
 IMG_ID, BOI_ID, EOI_ID, FIRST_CODE_ID = range(FIRST_VISION_ID, FIRST_VISION_ID + len(VISION_TOKENS))
-FILES = ("config.json", "emu3.*", "emu3_vision_tokens.*")
 AFTER_CODES = (EOF_ID, EOI_ID, BOA_ID)
 TEXT_FILES = ("emu3.tiktoken", "emu3_vision_tokens.txt")
 VISION_FOLDER = "vision_tokenizer"
 FAST_FOLDER = "fast_bridge_t5_s50"
 FAST_FILES = ("tokenizer.json", "processor_config.json")
 STATISTICS = "norm_stats.json"
+# What a policy may have of its own goes before what the options name.
+FILES = ("config.json", "emu3.*", "emu3_vision_tokens.*", "norm_stats.*", f"{FAST_FOLDER}/*", f"{VISION_FOLDER}/*")
 _CONFIG = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "pad_token_id", "bos_token_id",

@@ -11,7 +11,7 @@ from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import StepResult
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter
-from dtp_ros.ros.parameters import ModelLimits, Settings
+from dtp_ros.ros.parameters import ModelLimits, Settings, parsed_options
 from dtp_ros.ros.policy_inputs import Frame
 
 
@@ -30,6 +30,7 @@ class Inference:
             device=settings.device,
             dtype=settings.dtype,
             preprocess=settings.preprocess,
+            options=parsed_options(settings.model_options),
             progress=progress,
         )
         self._policy = DtpPolicy(self.adapter)

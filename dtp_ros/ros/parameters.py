@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
@@ -77,6 +78,7 @@ SPECS = (
     Spec("dtype", "auto", "type of the weights; auto: what the device does best",
          choices=("auto", "float32", "bfloat16", "float16"), fixed=True),
     Spec("preprocess", "", "which published preprocessing, where a model has several; empty: its default", fixed=True),
+    Spec("model_options", "", "the model's own options that differ from config/models, as {name: value}", fixed=True),
     Spec("image_transport", "raw", "how images arrive", choices=("raw", "compressed"), fixed=True),
     Spec("base_frame", "base_link", "frame of the action chunk", fixed=True),
     Spec("robot", "wx250s", "the arm whose joint states a model takes", choices=tuple(ROBOTS), fixed=True),
@@ -125,6 +127,7 @@ class Settings:
     device: str
     dtype: str
     preprocess: str
+    model_options: str
     image_transport: str
     base_frame: str
     robot: str
@@ -170,6 +173,7 @@ def settings_from_values(values: Mapping[str, Value]) -> Settings:
         elif spec.limits is not None and isinstance(value, int):
             require_integer(spec.name, value, int(spec.limits[0]), int(spec.limits[1]))
     _require_instruction(str(values["instruction"]))
+    parsed_options(str(values["model_options"]))
     for name in ("checkpoint", "base_frame"):
         if not str(values[name]).strip():
             raise ConfigError(f"{name} is empty ({SPEC_BY_NAME[name].description})")
@@ -179,6 +183,17 @@ def settings_from_values(values: Mapping[str, Value]) -> Settings:
         for group in (PruningConfig, GenerationConfig, Settings)
     )
     return Settings(**rest, pruning=PruningConfig(**pruning), generation=GenerationConfig(**generation))
+
+
+def parsed_options(text: str) -> dict[str, object]:
+    """The mapping that `model_options` writes in YAML, {} if empty; raises ConfigError."""
+    try:
+        options = yaml.safe_load(text) if text.strip() else {}
+    except yaml.YAMLError:
+        options = None
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ConfigError(f"model_options = {text!r} is no mapping (valid: as {{convention: bridge}})")
+    return options
 
 
 def _require_instruction(text: str) -> None:

@@ -88,8 +88,8 @@ def test_the_layout_describes_the_sequence(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_instruction_and_the_image_are_where_the_layout_says(name):
-    """Another instruction of as many tokens changes nothing before its rows; another image nothing but its own."""
+def test_the_image_is_where_the_layout_says(name):
+    """Another image changes rows of the image, and no others."""
     model = adapter(name)
     model.reset()
     first = model.prepare(observation(name))

@@ -45,7 +45,7 @@ def edit_tensors(path: Path, change) -> None:
 
 
 def load(folder: Path, **options: object):
-    return load_adapter("pi0_fast", str(folder), device="cpu", options=options)
+    return load_adapter("pi0_fast", str(folder), device="cpu", options={"convention": "libero", **options})
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -202,3 +202,18 @@ def test_todays_names_load_too(broken, pi0_fast, photo):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         load_adapter("pi0_fast", "tiny", device="cpu", options=options)
+
+
+def test_what_states_and_actions_mean_has_to_be_said_of_any_other_checkpoint(broken):
+    with pytest.raises(ConfigError, match=r"option convention of .* is not set \(valid: bridge, libero;"):
+        load_adapter("pi0_fast", str(broken), device="cpu")
+
+
+def test_a_bound_beyond_all_reason_is_refused(broken):
+    """A dimension whose deviation is nearly nothing makes normalised actions without end."""
+    path = broken / "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+    weights = load_file(path)
+    weights["action.std"][0] = 1e-7
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"normalised actions reach .*: set the option action_bound"):
+        load(broken)

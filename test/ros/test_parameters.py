@@ -100,6 +100,8 @@ def test_a_new_checkpoint_rereads_what_was_never_set(make):
     ({"relevance_layers": [3, 3]}, "twice"),
     ({"instruction": "x" * 2001}, "2000"),
     ({"base_frame": " "}, "empty"),
+    ({"model_options": "[convention]"}, "no mapping"),
+    ({"model_options": "{convention: "}, "no mapping"),
 ])  # fmt: skip
 def test_an_override_that_cannot_stand_is_one_line(make, override, named):
     with pytest.raises(ConfigError) as caught:
@@ -187,7 +189,8 @@ def test_what_is_not_ours_is_left_alone(make):
 def test_fixed_parameters_are_refused_while_configured(make, name):
     other = {
         "model": "nora", "checkpoint": "elsewhere", "revision": "abc", "device": "cpu", "dtype": "float32",
-        "preprocess": "reference", "robot": "wxai", "image_transport": "compressed", "base_frame": "world",
+        "preprocess": "reference", "model_options": "{horizon: 5}", "robot": "wxai",
+        "image_transport": "compressed", "base_frame": "world",
         "control_frequency": 10.0, "autostart": False,
     }[name]  # fmt: skip
     node, store, _ = make()

@@ -53,3 +53,14 @@ def header(node):
     message = CameraInfo().header
     message.stamp = node.now()
     return message
+
+
+def test_options_of_the_model_come_through_the_node():
+    parameters = {"model": "pi0_fast", "checkpoint": "tiny", "device": "cpu"}
+    with running_policy(DOMAIN, **parameters, model_options="{convention: libero, cameras: 2}") as (policy, user):
+        wait_until(lambda: user.state() == "active", "the model")
+        assert policy._model.adapter.num_cameras == 2
+        assert not user.put(model_options="{cameras: 1}").successful  # fixed while configured
+    with running_policy(DOMAIN, **parameters, model_options="{camera: 2}") as (_, user):
+        wait_until(lambda: "camera not known (valid: action_bound," in str(user.figures()), "the cause in /diagnostics")
+        assert user.state() == "unconfigured"
