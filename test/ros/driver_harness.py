@@ -32,10 +32,11 @@ def process(command, domain, extra=(), **parameters):
     finally:
         started.send_signal(signal.SIGINT)
         try:
-            started.communicate(timeout=DEADLINE)
+            _, errors = started.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             started.kill()
-            started.communicate()
+            _, errors = started.communicate()
+        print(errors)  # of use where a test fails
 
 
 def stand_in(name, domain, extra, namespace="", **parameters):

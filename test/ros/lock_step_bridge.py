@@ -18,10 +18,14 @@ OPEN, CLOSED = 0.074, 0.030  # m between the fingers
 
 
 class Table:
-    """The simulator's end: joints in rad and the newest opening in m."""
+    """The simulator's end: joints in rad and the newest opening in m.
 
-    def __init__(self, node):
+    A node of its own, there before the arm's: an arm that already took commands while it waited would lose them.
+    """
+
+    def __init__(self):
         self.opening = OPEN
+        node = rclpy.create_node("table")
         self.publisher = node.create_publisher(JointState, "sim/joint_command", 10)
         while self.publisher.get_subscription_count() == 0:  # a command that nobody hears stops time for ever
             rclpy.spin_once(node, timeout_sec=0.05)
@@ -33,9 +37,9 @@ class Table:
 class JointTrajectoryArm(Node):
     """What joint_trajectory_controller takes: every point ends up where it says, at rest, at the end of its time."""
 
-    def __init__(self):
+    def __init__(self, table):
         super().__init__("controllers")
-        self.table = Table(self)
+        self.table = table
         self.create_subscription(JointTrajectory, "gripper_controller/joint_trajectory", self.on_gripper, 10)
         self.create_subscription(JointTrajectory, "arm_controller/joint_trajectory", self.on_arm, 10)
 
@@ -48,14 +52,14 @@ class JointTrajectoryArm(Node):
             self.table.move(message.points[-1].positions)
 
 
-def interbotix_arm():
+def interbotix_arm(table):
     """What xs_sdk takes, its services included; PWM opens the gripper or closes it."""
     from xs_sdk import XsSdk
 
     class InterbotixArm(XsSdk):
         def __init__(self):
+            self.table = table
             super().__init__()
-            self.table = Table(self)
 
         def on_single(self, message):
             super().on_single(message)
@@ -73,4 +77,4 @@ if __name__ == "__main__":
     make = {"joint_trajectory": JointTrajectoryArm, "interbotix": interbotix_arm}[sys.argv[1]]
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.spin(make())
+        rclpy.spin(make(Table()))

@@ -13,6 +13,8 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import String
 
+from dtp_ros.ros.compat import Question
+
 DOMAIN = 75
 
 
@@ -88,7 +90,8 @@ def test_parameters_answer_within_200_ms_while_libraries_and_weights_load(user, 
     parameters = user.create_client(SetParameters, "dtp_policy/set_parameters")
     change = user.create_client(ChangeState, "dtp_policy/change_state")
     wait_until(lambda: parameters.service_is_ready() and change.service_is_ready(), "the services")
-    user.put_one(parameters, "overlay_alpha", 0.4)
+    first = Question(parameters, SetParameters.Request())  # its answer may be lost, see Question; later ones are not
+    wait_until(first.answered, "set_parameters")
     request = ChangeState.Request()
     request.transition.id = CONFIGURE
     future, seconds = change.call_async(request), []
