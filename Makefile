@@ -11,6 +11,7 @@ SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/d
 
 MODEL ?= tabletop
 CHECKPOINT ?=
+MODEL_OPTIONS ?=
 POLICY ?= model
 IMAGES ?=
 TASK ?=
@@ -38,8 +39,8 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (INSTRUCTION= TASK= EPISODE= MODEL= CHECKPOINT= IMAGES= POLICY=expert)
-	$(BIN)/python tools/demo.py --model $(MODEL) --checkpoint "$(CHECKPOINT)" --policy $(POLICY) --images "$(IMAGES)" \
+demo: $(STAMP) ## one episode over ROS 2, pictures in out/demo (INSTRUCTION= TASK= EPISODE= MODEL= CHECKPOINT= MODEL_OPTIONS= IMAGES= POLICY=expert)
+	$(BIN)/python tools/demo.py --model $(MODEL) --checkpoint "$(CHECKPOINT)" --model-options "$(MODEL_OPTIONS)" --policy $(POLICY) --images "$(IMAGES)" \
 	  --task "$(TASK)" --instruction "$(INSTRUCTION)" --episode $(EPISODE) --steps $(STEPS)
 
 lint: $(STAMP) ## ruff and mypy

@@ -39,6 +39,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=TRAINED)
     parser.add_argument("--checkpoint", default="", help="folder, hub id or `tiny`; empty: what is shipped, or `tiny`")
+    parser.add_argument("--model-options", default="", help="the model's own options that differ, as {name: value}")
     parser.add_argument("--policy", choices=("model", "expert"), default="model")
     parser.add_argument("--images", default="", help="a folder of pictures or a video instead of the simulator")
     parser.add_argument("--task", default="", help="if empty, the one that the instruction means")
@@ -77,6 +78,7 @@ def start_policy(nodes: NodeProcesses, options: argparse.Namespace) -> None:
         return
     pruning = {"tolerance": TOLERANCE_BEFORE, "max_pruned": 0, "seed": 0}
     model = {"model": options.model, "image_timeout": 5.0, "publish_whole_chunk": not live}
+    model |= {"model_options": options.model_options}
     model |= {"checkpoint": options.checkpoint} if options.checkpoint else {}
     nodes.start("policy_node", {**model, **pruning, "use_sim_time": live})
 

@@ -255,14 +255,20 @@ def select_statistics(raw: Mapping[str, Any], key: str, source: Path) -> ActionS
     """Statistics of the data set `key` in a mapping read from `source`; raises CheckpointError like the above."""
     if key not in raw:
         raise CheckpointError(f"{source} has no statistics {key!r} (valid: {', '.join(sorted(raw))})")
-    action = raw[key].get("action", {})
+    try:
+        return _statistics(raw[key].get("action", {}), f"{source}: {key}.action")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {key}.action is no mapping of numbers ({error})") from None
+
+
+def _statistics(action: Mapping[str, Any], where: str) -> ActionStatistics:
     absent = [field for field in ("q01", "q99", "mask") if field not in action]
     if absent:
-        raise CheckpointError(f"{source}: {key}.action lacks {', '.join(absent)}")
+        raise CheckpointError(f"{where} lacks {', '.join(absent)}")
     q01, q99 = (np.asarray(action[field], dtype=np.float64) for field in ("q01", "q99"))
     mask = np.asarray(action["mask"], dtype=np.bool_)
     if not (q01.shape == q99.shape == mask.shape == (7,)):
-        raise CheckpointError(f"{source}: {key}.action has shapes {q01.shape}, {q99.shape}, {mask.shape}, not 7")
+        raise CheckpointError(f"{where} has shapes {q01.shape}, {q99.shape}, {mask.shape}, not 7")
     if not (np.isfinite(q01).all() and np.isfinite(q99).all() and (q01[mask] <= q99[mask]).all()):
-        raise CheckpointError(f"{source}: {key}.action has q01, q99 that are not finite and ascending")
+        raise CheckpointError(f"{where} has q01, q99 that are not finite and ascending")
     return ActionStatistics(q01, q99, mask)

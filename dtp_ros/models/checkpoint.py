@@ -168,7 +168,7 @@ def require_model_type(folder: Path, model_type: str, field: str = "model_type")
     """
     config = read_json(folder, "config.json")
     if config.get(field) != model_type:
-        found = config.get("model_type") or config.get("type")
+        found = str(config.get("model_type") or config.get("type"))
         looks = f": it looks like {MODELS[found]}, see the parameter `model`" if found in MODELS else ""
         raise CheckpointError(f"{folder} is a checkpoint of model_type {found!r} (valid here: {model_type!r}){looks}")
     return config

@@ -82,7 +82,7 @@ class FastGrammar:
 
         Raises ActionDecodeError where `ids` is not the beginning of a sequence that decodes.
         """
-        split = _split_text(self._codec.bytes_of([i - self._first_id for i in ids]))
+        split = _split_text(self._codec.bytes_of(ids, self._first_id))
         if split is None or len(split[0]) + bool(split[1]) > self._codec.size:
             raise ActionDecodeError(f"{list(ids)} is not the beginning of {self._codec.size} coefficients")
         text, pending = split

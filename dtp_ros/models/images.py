@@ -41,10 +41,8 @@ def bicubic(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def area(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """OpenCV's INTER_AREA resize to [size, size, 3], which averages what a pixel covers; bilinear where it enlarges."""
-    height, width = image.shape[:2]
-    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), dtype=np.uint8)
+    """OpenCV's INTER_AREA resize to [size, size, 3]: averages what a pixel covers, and enlarges in a way of its own."""
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ before instruction, under the checkpoint's chat template; the model is causal, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dtp_ros.models.base import ActionVocabulary, Grammar, Observation, Prompt, 
 from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.fast_grammar import FastGrammar
 from dtp_ros.models.prompt import InstructionTemplate, load_tokenizer
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
+from dtp_ros.models.request import LoadRequest
 from dtp_ros.models.tiny_nora import write_tiny_nora
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -161,39 +161,26 @@ class NoraAdapter(DecoderAdapter):
         return actions
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> NoraAdapter:
+def load(request: LoadRequest) -> NoraAdapter:
     """Load NORA from a folder, a hub id or `tiny`; see `registry.load_adapter` for the errors."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    chosen: Any = dict(options)
-    settings = NoraOptions(**chosen)
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint("nora", write_tiny_nora, ckpt.stage(progress, 0.0, 0.4))
-    else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
-    config, kind = _load_config(folder, dtype, place)
-    assets = _load_assets(checkpoint, folder, config, settings)
+    settings = NoraOptions(**request.options)
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    folder = request.folder("nora", write_tiny_nora, FILES)
+    config, kind = _load_config(folder, request.dtype, place)
+    assets = _load_assets(request.checkpoint, folder, config, settings)
     needed = FIRST_ACTION_ID + len(assets.codec.token_bytes)
     if config.text_config.vocab_size < needed:
         raise CheckpointError(f"{folder} has {config.text_config.vocab_size} tokens, not the {needed} of NORA")
     with ckpt.blank_model(place, kind):
         model = Qwen2_5_VLForConditionalGeneration(config)
     tied = TIED if config.tie_word_embeddings else {}
-    ckpt.load_weights(model, folder, rename, tied, ckpt.stage(progress, 0.4, 1.0))
+    ckpt.load_weights(model, folder, rename, tied, request.reading())
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
-    return NoraAdapter(model, assets, preprocess, settings.lower_case_instruction)
+    return NoraAdapter(model, assets, request.preprocess, settings.lower_case_instruction)
 
 
 def _load_config(folder: Path, dtype: str, device: torch.device) -> tuple[Any, torch.dtype]:
@@ -248,4 +235,8 @@ def _load_codec(checkpoint: str, folder: Path, options: NoraOptions) -> FastCode
     if not fast.is_dir():
         fast = ckpt.resolve(options.fast_tokenizer, options.fast_revision, FAST_FILES, weights=False)
     horizon = options.horizon or ckpt.read_json(fast, "processor_config.json").get("time_horizon")
-    return load_fast_codec(fast, int(horizon or (5 if "nora-long" in checkpoint else 1)))
+    if horizon is not None and type(horizon) is not int:
+        raise CheckpointError(
+            f"{fast / 'processor_config.json'}: time_horizon = {horizon!r} (valid: an integer, or null)"
+        )
+    return load_fast_codec(fast, horizon or (5 if "nora-long" in checkpoint else 1))

@@ -26,7 +26,7 @@ from dtp_ros.models.action_tokens import ActionStatistics, UniformBins, select_s
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
 from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
+from dtp_ros.models.request import LoadRequest
 from dtp_ros.models.tiny_openvla import write_tiny_openvla
 from dtp_ros.models.vit import Mlp, VisionTower
 
@@ -188,37 +188,24 @@ class OpenVlaAdapter(DecoderAdapter):
         return action[None]
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> OpenVlaAdapter:
+def load(request: LoadRequest) -> OpenVlaAdapter:
     """Load OpenVLA from a folder, a hub id or `tiny`; see `registry.load_adapter` for the errors."""
-    chosen: Any = dict(options)
-    settings = OpenVlaOptions(**chosen)
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint("openvla", write_tiny_openvla, ckpt.stage(progress, 0.0, 0.4))
-    else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
+    settings = OpenVlaOptions(**request.options)
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    folder = request.folder("openvla", write_tiny_openvla, FILES)
     raw = ckpt.require_model_type(folder, MODEL_TYPE)
     towers = _tower_sizes(folder, raw)
-    kind = ckpt.resolve_dtype(dtype, place, str(raw.get("dtype") or raw.get("torch_dtype")))
+    kind = ckpt.resolve_dtype(request.dtype, place, str(raw.get("dtype") or raw.get("torch_dtype")))
     text_config = _text_config(folder, raw, kind)
     assets = _load_assets(folder, raw, text_config, settings)
     with ckpt.blank_model(place, kind):
         network = OpenVlaNetwork(towers, text_config)
     unused = partial(_is_unused, [int(tower["depth"]) for tower in towers])
-    ckpt.load_weights(network, folder, lambda key: key, {}, ckpt.stage(progress, 0.4, 1.0), unused=unused)
+    ckpt.load_weights(network, folder, lambda key: key, {}, request.reading(), unused=unused)
     network.language_model.set_attn_implementation("sdpa")
     network.requires_grad_(False).eval()
-    return OpenVlaAdapter(network, assets, preprocess, settings)
+    return OpenVlaAdapter(network, assets, request.preprocess, settings)
 
 
 def _is_unused(depths: Sequence[int], key: str) -> bool:

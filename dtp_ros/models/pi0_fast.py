@@ -35,7 +35,8 @@ from dtp_ros.models.base import ActionVocabulary, Grammar, Observation, Prompt, 
 from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.fast_grammar import FastGrammar
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
+from dtp_ros.models.request import LoadRequest
+from dtp_ros.models.tiny import TINY
 from dtp_ros.models.tiny_pi0_fast import write_tiny_pi0_fast
 
 POLICY = "pi0_fast"
@@ -227,30 +228,17 @@ def rename(key: str) -> str:
     return name.replace("vision_tower.vision_model.", "vision_tower.")
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> Pi0FastAdapter:
+def load(request: LoadRequest) -> Pi0FastAdapter:
     """Load pi0-FAST from a folder, a hub id or `tiny`; see `registry.load_adapter` for the errors."""
     from transformers import PaliGemmaForConditionalGeneration
 
-    chosen: Any = dict(options)
-    settings = Pi0FastOptions(**chosen)
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint("pi0_fast", write_tiny_pi0_fast, ckpt.stage(progress, 0.0, 0.4))
-    else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
+    settings = Pi0FastOptions(**request.options)
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    folder = request.folder("pi0_fast", write_tiny_pi0_fast, FILES)
     raw = ckpt.require_model_type(folder, POLICY, "type")
-    settings = _with_convention(checkpoint, settings)
-    kind = ckpt.resolve_dtype(dtype, place, str(raw.get("dtype", "float32")))
+    settings = _with_convention(request.checkpoint, settings)
+    kind = ckpt.resolve_dtype(request.dtype, place, str(raw.get("dtype", "float32")))
     config = _model_config(folder, raw, kind)
     assets = _load_assets(folder, raw, config, settings)
     with ckpt.blank_model(place, kind):
@@ -260,10 +248,10 @@ def load(
             parameter.data = parameter.data.float()  # as LeRobot, whatever the rest is
     # LeRobot ties head and embedding; its files hold either.
     tied = {HEAD: EMBEDDING, EMBEDDING: HEAD}
-    ckpt.load_weights(model, folder, rename, tied, ckpt.stage(progress, 0.4, 1.0))
+    ckpt.load_weights(model, folder, rename, tied, request.reading())
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
-    return Pi0FastAdapter(model, assets, preprocess, settings)
+    return Pi0FastAdapter(model, assets, request.preprocess, settings)
 
 
 def _with_convention(checkpoint: str, options: Pi0FastOptions) -> Pi0FastOptions:
@@ -284,7 +272,7 @@ def _model_config(folder: Path, raw: Mapping[str, Any], kind: torch.dtype) -> An
     variant = raw.get("paligemma_variant", "gemma_2b")
     if variant not in VARIANTS:
         raise CheckpointError(f"{folder} has paligemma_variant {variant!r} (valid: {', '.join(VARIANTS)})")
-    if tuple(raw.get("image_resolution", (IMAGE_SIZE, IMAGE_SIZE))) != (IMAGE_SIZE, IMAGE_SIZE):
+    if raw.get("image_resolution", [IMAGE_SIZE, IMAGE_SIZE]) != [IMAGE_SIZE, IMAGE_SIZE]:
         raise CheckpointError(
             f"{folder} has image_resolution {raw['image_resolution']} (valid: {IMAGE_SIZE} both ways)"
         )

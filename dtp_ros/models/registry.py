@@ -97,8 +97,10 @@ def load_adapter(
         raise ConfigError(f"options of {name}: {', '.join(unknown)} not known (valid: {', '.join(sorted(own))})")
     if not revision and checkpoint == defaults["checkpoint"]:
         revision = str(defaults["revision"])
-    adapter: VlaAdapter = importlib.import_module(_ADAPTERS[name]).load(
-        checkpoint,
+    from dtp_ros.models.request import LoadRequest  # which brings torch
+
+    request = LoadRequest(
+        checkpoint=checkpoint,
         revision=revision,
         device=device,
         dtype=dtype,
@@ -106,4 +108,5 @@ def load_adapter(
         options={**own, **(options or {})},
         progress=progress or (lambda message, fraction: None),
     )
+    adapter: VlaAdapter = importlib.import_module(_ADAPTERS[name]).load(request)
     return adapter

@@ -25,8 +25,8 @@ from dtp_ros.models.action_tokens import ActionStatistics, CellGrid, select_stat
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
 from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.prompt import PlainPrompt, read_tokenizer
+from dtp_ros.models.request import LoadRequest
 from dtp_ros.models.spatialvla_network import MODEL_TYPE, SpatialVlaConfig, SpatialVlaNetwork, rename
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
 from dtp_ros.models.tiny_spatialvla import write_tiny_spatialvla
 
 PREPROCESS = ("simpler", "reference")
@@ -191,38 +191,25 @@ class SpatialVlaAdapter(DecoderAdapter):
         return np.concatenate([np.clip(xyz, -1.0, 1.0), self._assets.rotation.middle(rotation), [float(gripper)]])
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> SpatialVlaAdapter:
+def load(request: LoadRequest) -> SpatialVlaAdapter:
     """Load SpatialVLA from a folder, a hub id or `tiny`; see `registry.load_adapter` for the errors."""
-    chosen: Any = dict(options)
-    settings = SpatialVlaOptions(**chosen)
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint(MODEL_TYPE, write_tiny_spatialvla, ckpt.stage(progress, 0.0, 0.4))
-    else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, ckpt.stage(progress, 0.0, 0.4))
+    settings = SpatialVlaOptions(**request.options)
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    folder = request.folder(MODEL_TYPE, write_tiny_spatialvla, FILES)
     config = SpatialVlaConfig.read(folder)
-    kind = ckpt.resolve_dtype(dtype, place, config.dtype)
+    kind = ckpt.resolve_dtype(request.dtype, place, config.dtype)
     for part in (config.text, config.vision, config.depth, config.depth.backbone_config):
         part.dtype = kind
     assets = _load_assets(folder, config, settings)
     with ckpt.blank_model(place, kind):
         network = SpatialVlaNetwork(config)
     tied = TIED if config.text.tie_word_embeddings else {}
-    ckpt.load_weights(network, folder, rename, tied, ckpt.stage(progress, 0.4, 1.0))
+    ckpt.load_weights(network, folder, rename, tied, request.reading())
     network.language_model.set_attn_implementation("eager")  # fused attention has no softcap
     network.requires_grad_(False).eval()
     network.merge_action_embeddings()
-    return SpatialVlaAdapter(network, assets, preprocess, settings.lower_case_instruction)
+    return SpatialVlaAdapter(network, assets, request.preprocess, settings.lower_case_instruction)
 
 
 def _load_assets(folder: Path, config: SpatialVlaConfig, options: SpatialVlaOptions) -> SpatialVlaAssets:

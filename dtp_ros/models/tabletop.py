@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ from dtp_ros.models import images
 from dtp_ros.models.action_tokens import ActionStatistics, UniformBins, load_statistics
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
 from dtp_ros.models.decoder import DecoderAdapter
+from dtp_ros.models.request import LoadRequest
 from dtp_ros.models.tabletop_network import DIMENSIONS, MAX_WORDS, MODEL_TYPE, TabletopConfig, TabletopNetwork
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
 from dtp_ros.resources import package_folder
 
 SHIPPED = "shipped"
@@ -101,36 +101,24 @@ class TabletopAdapter(DecoderAdapter):
         return action[None]
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> TabletopAdapter:
+def load(request: LoadRequest) -> TabletopAdapter:
     """Load the shipped weights (`shipped`), a folder that `make train` wrote, a hub id or `tiny`.
 
     See `registry.load_adapter` for the errors.
     """
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    fetch = ckpt.stage(progress, 0.0, 0.4)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint("tabletop", _write_tiny, fetch)
-    elif checkpoint == SHIPPED:
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    if request.checkpoint == SHIPPED:
         folder = package_folder("models/tabletop_weights")
     else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, fetch)
+        folder = request.folder("tabletop", _write_tiny, FILES)
     config = TabletopConfig.read(folder)
-    kind = ckpt.resolve_dtype(dtype, place, "float32")
+    kind = ckpt.resolve_dtype(request.dtype, place, "float32")
     statistics = load_statistics(folder, STATISTICS_KEY)
     tokenizer = _load_tokenizer(folder, config)
     with ckpt.blank_model(place, kind):
         network = TabletopNetwork(config)
-    ckpt.load_weights(network, folder, lambda key: key, {}, ckpt.stage(progress, 0.4, 1.0))
+    ckpt.load_weights(network, folder, lambda key: key, {}, request.reading())
     network.requires_grad_(False).eval()
     return TabletopAdapter(network, tokenizer, statistics)
 

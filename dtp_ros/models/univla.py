@@ -9,8 +9,8 @@ ordinary tokens of one causal model. The prompt comes before the images, so rele
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from dtp_ros.models.decoder import DecoderAdapter
 from dtp_ros.models.download import folder_of
 from dtp_ros.models.emu3_vision import Emu3VisionTokenizer, load_vision_tokenizer
 from dtp_ros.models.fast_grammar import FastGrammar
+from dtp_ros.models.request import FETCHED, LoadRequest
 from dtp_ros.models.tiktoken_bpe import TiktokenBpe, load_ranks
-from dtp_ros.models.tiny import TINY, tiny_checkpoint
 from dtp_ros.models.tiny_univla import write_tiny_univla
 
 MODEL_TYPE = "Emu3"
@@ -104,8 +104,9 @@ class UniVlaAssets:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that was decided: for which instruction, on what frame (its tokens), and with which action tokens."""
+    """A step: at what time, for which instruction, on what frame (its tokens), and, once decided, its action tokens."""
 
+    stamp: float
     instruction: str
     frame: tuple[int, ...]
     action: tuple[int, ...] = ()
@@ -150,7 +151,9 @@ class UniVlaAdapter(DecoderAdapter):
         Only the newest frame is encoded: the one before is kept as tokens.
         """
         instruction = self._words(observation.instruction)
-        now = _Step(observation.instruction, self._frame(observation))
+        now = _Step(observation.stamp, observation.instruction, self._frame(observation))
+        if self._now is not None and self._now.stamp != now.stamp:
+            self._before = None  # the step between was not decided, whatever the reason: it executed nothing
         before = self._before if self._before and self._before.instruction == now.instruction else None
         past = (*before.frame, *before.action, EOA_ID) if before else ()
         ids = torch.tensor([[BOS_ID, *instruction, *past, *now.frame]])
@@ -197,7 +200,7 @@ class UniVlaAdapter(DecoderAdapter):
         actions = self._assets.statistics.unnormalise(normalised)
         actions[:, 6] = np.clip(actions[:, 6], 0.0, 1.0)
         if self._now is not None:
-            self._before = _Step(self._now.instruction, self._now.frame, tuple(ids))
+            self._before, self._now = replace(self._now, action=tuple(ids)), None
         return actions
 
     def reset(self) -> None:
@@ -205,36 +208,22 @@ class UniVlaAdapter(DecoderAdapter):
         self._before = self._now = None
 
 
-def load(
-    checkpoint: str,
-    *,
-    revision: str,
-    device: str,
-    dtype: str,
-    preprocess: str,
-    options: Mapping[str, object],
-    progress: ckpt.Progress,
-) -> UniVlaAdapter:
+def load(request: LoadRequest) -> UniVlaAdapter:
     """Load UniVLA from a folder, a hub id or `tiny`; see `registry.load_adapter` for the errors."""
     from transformers import Emu3ForCausalLM
 
-    chosen: Any = dict(options)
-    settings = UniVlaOptions(**chosen)
-    require_choice("preprocess", preprocess, PREPROCESS)
-    place = ckpt.resolve_device(device)
-    fetch = ckpt.stage(progress, 0.0, 0.3)
-    if checkpoint == TINY:
-        folder = tiny_checkpoint("univla", write_tiny_univla, fetch)
-    else:
-        folder = ckpt.resolve(checkpoint, revision, FILES, fetch, subfolder=settings.subfolder)
-    config, kind = _load_config(folder, dtype, place)
+    settings = UniVlaOptions(**request.options)
+    require_choice("preprocess", request.preprocess, PREPROCESS)
+    place = ckpt.resolve_device(request.device)
+    folder = request.folder("univla", write_tiny_univla, FILES, settings.subfolder)
+    config, kind = _load_config(folder, request.dtype, place)
     text = _load_text(folder, settings)
     codec = _load_codec(folder, settings)
     statistics = _load_statistics(folder, settings)
-    vision = _load_vision(folder, settings, config.vocab_size, place, ckpt.stage(progress, 0.3, 0.5))
+    vision = _load_vision(folder, settings, config.vocab_size, place, request.reading(FETCHED, 0.5))
     with ckpt.blank_model(place, kind):
         model = Emu3ForCausalLM(config)
-    ckpt.load_weights(model, folder, lambda key: key, {}, ckpt.stage(progress, 0.5, 1.0))
+    ckpt.load_weights(model, folder, lambda key: key, {}, request.reading(0.5))
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     return UniVlaAdapter(model, UniVlaAssets(text, vision, codec, statistics, config.max_position_embeddings))

@@ -26,7 +26,10 @@ NAMES = model_names()
 STATE = np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 1.0])
 LEAST = 0.05  # tolerance
 STANDINGS = ("paper", "second-hand", "ours")
-MARKED = ("tolerance", "top_k", "sigma", "max_pruned", "mask_schedule", "relevance_layers")
+MARKED = (
+    "tolerance", "tolerance_mode", "tolerance_grid", "top_k", "sigma", "max_pruned", "mask_scope", "mask_schedule",
+    "weights", "relevance_layers",
+)  # fmt: skip
 
 
 @cache
@@ -100,6 +103,21 @@ def test_the_image_is_where_the_layout_says(name):
     image[first.layout.image] = True
     assert differ[image].any()
     assert not differ[~image].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_instruction_is_where_the_layout_says(name):
+    """Another instruction changes its own first row, and nothing before that."""
+    model = adapter(name)
+    model.reset()
+    first = model.prepare(observation(name))
+    model.reset()
+    other = model.prepare(observation(name, instruction="stack the green block on the yellow block"))
+    start = int(first.layout.prompt.min())
+    assert int(other.layout.prompt.min()) == start
+    assert torch.equal(first.embeddings[:, :start], other.embeddings[:, :start])
+    assert not torch.equal(first.embeddings[:, start], other.embeddings[:, start])
+    assert first.embeddings.shape != other.embeddings.shape  # seven words, and eight
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -147,9 +147,15 @@ def test_statistics_errors_name_what_is_there(damaged):
         ({"q01": [0.0] * 6}, "has shapes"),
         ({"q99": [float("nan")] * 7}, "not finite"),
         ({"q01": [9.0] * 7}, "ascending"),
+        ({"q01": ["much"] * 7}, "no mapping of numbers"),
+        ({"mask": {"x": 1}}, "no mapping of numbers|has shapes"),
     ):
         action = {**good["bridge_orig"]["action"], **change}
         action = {key: value for key, value in action.items() if value is not None}
         path.write_text(json.dumps({"bridge_orig": {"action": action}}))
         with pytest.raises(CheckpointError, match=message):
+            load_statistics(folder, "bridge_orig")
+    for broken in ({"bridge_orig": None}, {"bridge_orig": {"action": [1, 2]}}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(CheckpointError, match=r"no mapping of numbers|lacks q01"):
             load_statistics(folder, "bridge_orig")

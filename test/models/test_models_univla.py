@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -127,19 +128,23 @@ def test_prepare_alone_makes_no_history(univla, fast):
     assert second.embeddings.shape[1] > 2 * 1036
 
 
-@pytest.mark.parametrize("how", ["reset", "instruction", "hold", "id 1024"])
+@pytest.mark.parametrize("how", ["reset", "instruction", "hold", "id 1024", "undecided"])
 def test_history_is_forgotten(univla, fast, how):
-    """By a reset, by another instruction, and by tokens that are no action: 34 coefficients, or FAST id 1024."""
+    """By a reset, by another instruction, by tokens that are no action (34 coefficients, or FAST id 1024), and by a
+    step that was not decided at all, as where logits are not finite.
+    """
     instruction = "wipe the table" if how == "instruction" else INSTRUCTION
     univla.prepare(see(still()))
     univla.decode(fast([[0] * 35]))
     if how == "reset":
         univla.reset()
+    elif how == "undecided":
+        univla.prepare(replace(see(still()), stamp=0.2))
     elif how in ("hold", "id 1024"):
         univla.prepare(see(still()))
         with pytest.raises(ActionDecodeError, match="34 coefficients" if how == "hold" else "150618 is not an action"):
             univla.decode(fast([0] * 34) if how == "hold" else [150618])
-    again = univla.prepare(see(still(1), instruction))
+    again = univla.prepare(replace(see(still(1), instruction), stamp=0.4))
     univla.reset()
     assert again.embeddings.equal(univla.prepare(see(still(1), instruction)).embeddings)
 
