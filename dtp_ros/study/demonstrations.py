@@ -4,7 +4,7 @@ The arm is driven by the expert's action plus noise, or by a policy that is bein
 2011); the label of every frame is the expert's own action there, but with its whole turn, not yet cut to a step. A
 long turn that is cut to either end of the range would be a sharp peak, which wins over likelier small turns; of the
 translation just that is wanted, since what stands against "up" is "stay". Layouts are random, never one of the 24 fixed
-configurations, and the look stays within what `unseen` does not use.
+configurations, and the table's top is never one that `unseen` has.
 """
 
 from __future__ import annotations

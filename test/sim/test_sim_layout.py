@@ -8,7 +8,7 @@ from sim_hand import joints_at
 
 from dtp_ros.errors import ConfigError
 from dtp_ros.sim.catalog import COLOURS, KINDS, Item
-from dtp_ros.sim.layout import Appearance, Placement, clearance, fixed_layout, lookalikes, random_layout
+from dtp_ros.sim.layout import LOOKALIKE_ZONE, Appearance, Placement, clearance, fixed_layout, lookalikes, random_layout
 from dtp_ros.sim.meshes import hulls
 from dtp_ros.sim.tasks import EPISODES, TASKS
 
@@ -144,7 +144,13 @@ def test_settings_are_what_they_say(task):
             assert other.item.colour not in (wanted.colour, aim.colour)
         assert len(fixed_layout(task, episode, setting="clutter").placements) == 8
         alike = fixed_layout(task, episode, setting="lookalike")
-        assert len(alike.placements) >= 6
+        assert len(alike.placements) == 8
+        same_shape = [other.item.kind == wanted.kind for other in alike.placements[2:]]
+        assert same_shape == sorted(same_shape, reverse=True)
+        assert sum(same_shape) >= 3
+        (left, right), (low, high) = LOOKALIKE_ZONE
+        near = [left <= other.x <= right and low <= other.y <= high for other in alike.placements[2:]]
+        assert sum(near) >= 3  # the others only where there is no room
         for other in alike.placements[2:]:
             cousin = (other.item.kind, wanted.kind) == ("fork", "spoon")
             shared = other.item.kind == wanted.kind or other.item.colour in (wanted.colour, aim.colour)
