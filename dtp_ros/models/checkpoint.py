@@ -34,7 +34,6 @@ MODELS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
 
 
@@ -115,31 +114,13 @@ def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     failed = f"checkpoint {repository} at {revision} cannot be had from the hub"
-    cached = _cached(repository, revision, patterns)
-    if cached is not None:
-        return cached
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{failed}: it cannot be reached, and no copy is in the cache") from error
+        raise CheckpointError(f"{failed}: it cannot be reached, and no whole copy is in the cache") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{failed}: {reason}") from error
-
-
-def _cached(repository: str, revision: str, patterns: Sequence[str]) -> Path | None:
-    """The cached snapshot of a full commit, which never changes: it spares a robot without network the retries."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if _COMMIT.fullmatch(revision) is None:
-        return None
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
-        return None
-    complete = all((folder / pattern).is_file() for pattern in patterns if "*" not in pattern)
-    return folder if complete else None
 
 
 def require_file(folder: Path, name: str) -> Path:

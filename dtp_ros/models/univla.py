@@ -25,6 +25,7 @@ from dtp_ros.errors import (
     ObservationError,
     require_choice,
     require_integer,
+    require_range,
 )
 from dtp_ros.models import checkpoint as ckpt
 from dtp_ros.models import emu3_vision, images
@@ -72,6 +73,7 @@ class UniVlaOptions:
     fast_tokenizer, statistics: folders of the FAST tokenizer and of norm_stats.json, or https addresses of such
     folders, for a policy that has none of its own.
     statistics_key: data set whose quantiles un-normalise the actions. horizon: actions a chunk.
+    history_age: s, how old the step before may be to precede the newest frame.
     """
 
     subfolder: str = ""
@@ -83,11 +85,13 @@ class UniVlaOptions:
     statistics: str = ""
     statistics_key: str = "bridge_robot"
     horizon: int = 5
+    history_age: float = 10.0
 
     def __post_init__(self) -> None:
         require_integer("horizon", self.horizon, 1, 64)
+        require_range("history_age", self.history_age, 0.0, 3600.0)
         for name, value in vars(self).items():
-            if name != "horizon" and not isinstance(value, str):
+            if name not in ("horizon", "history_age") and not isinstance(value, str):
                 raise ConfigError(f"{name} = {value!r} is not a text")
 
 
@@ -116,17 +120,19 @@ class UniVlaAdapter(DecoderAdapter):
     """UniVLA for the engine (`VlaAdapter`), with the history that its evaluation gives it.
 
     The step before (frame and action) precedes the newest frame, from its second step on. It is forgotten by `reset`,
-    by a new instruction, and where its tokens did not decode: nothing was executed then.
+    by a new instruction, where its tokens did not decode (nothing was executed then), and where it is older than
+    `history_age` (a camera that was away) or newer than the frame (a clock that was set back).
 
-    model: an Emu3ForCausalLM, in evaluation mode.
+    model: an Emu3ForCausalLM, in evaluation mode. history_age: s.
     """
 
     name = "univla"
 
-    def __init__(self, model: nn.Module, assets: UniVlaAssets) -> None:
+    def __init__(self, model: nn.Module, assets: UniVlaAssets, history_age: float) -> None:
         whole: Any = model
         super().__init__(whole.model, whole.lm_head)
         self._assets = assets
+        self._history_age = history_age
         self.horizon = assets.codec.horizon
         side = IMAGE_SIZE // assets.vision.factor
         self.grid = (side, side)
@@ -154,8 +160,7 @@ class UniVlaAdapter(DecoderAdapter):
         now = _Step(observation.stamp, observation.instruction, self._frame(observation))
         if self._now is not None and self._now.stamp != now.stamp:
             self._before = None  # the step between was not decided, whatever the reason: it executed nothing
-        before = self._before if self._before and self._before.instruction == now.instruction else None
-        past = (*before.frame, *before.action, EOA_ID) if before else ()
+        past = self._history(now)
         ids = torch.tensor([[BOS_ID, *instruction, *past, *now.frame]])
         length = ids.shape[1]
         start = length - len(now.frame) + len(self._before_codes)
@@ -167,6 +172,13 @@ class UniVlaAdapter(DecoderAdapter):
         )
         self._now = now
         return Prompt(self.embed(ids), torch.arange(length, device=self.device)[None], length, layout)
+
+    def _history(self, now: _Step) -> tuple[int, ...]:
+        """Tokens of the step before, empty where there is none that `now` goes on from."""
+        before = self._before
+        if before is None or before.instruction != now.instruction:
+            return ()
+        return (*before.frame, *before.action, EOA_ID) if 0.0 <= now.stamp - before.stamp <= self._history_age else ()
 
     def _words(self, instruction: str) -> list[int]:
         """Ids of an instruction that leaves room for two steps, so that no episode fails at its second."""
@@ -226,7 +238,8 @@ def load(request: LoadRequest) -> UniVlaAdapter:
     ckpt.load_weights(model, folder, lambda key: key, {}, request.reading(0.5))
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
-    return UniVlaAdapter(model, UniVlaAssets(text, vision, codec, statistics, config.max_position_embeddings))
+    assets = UniVlaAssets(text, vision, codec, statistics, config.max_position_embeddings)
+    return UniVlaAdapter(model, assets, settings.history_age)
 
 
 def _load_config(folder: Path, dtype: str, device: torch.device) -> tuple[Any, torch.dtype]:

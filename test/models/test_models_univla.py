@@ -128,10 +128,11 @@ def test_prepare_alone_makes_no_history(univla, fast):
     assert second.embeddings.shape[1] > 2 * 1036
 
 
-@pytest.mark.parametrize("how", ["reset", "instruction", "hold", "id 1024", "undecided"])
+@pytest.mark.parametrize("how", ["reset", "instruction", "hold", "id 1024", "undecided", "age", "clock"])
 def test_history_is_forgotten(univla, fast, how):
     """By a reset, by another instruction, by tokens that are no action (34 coefficients, or FAST id 1024), and by a
-    step that was not decided at all, as where logits are not finite.
+    step that was not decided at all, as where logits are not finite; and by a camera that was away, or a clock that
+    was set back.
     """
     instruction = "wipe the table" if how == "instruction" else INSTRUCTION
     univla.prepare(see(still()))
@@ -144,7 +145,8 @@ def test_history_is_forgotten(univla, fast, how):
         univla.prepare(see(still()))
         with pytest.raises(ActionDecodeError, match="34 coefficients" if how == "hold" else "150618 is not an action"):
             univla.decode(fast([0] * 34) if how == "hold" else [150618])
-    again = univla.prepare(replace(see(still(1), instruction), stamp=0.4))
+    stamp = {"age": 10.1, "clock": -0.1}.get(how, 0.4)
+    again = univla.prepare(replace(see(still(1), instruction), stamp=stamp))
     univla.reset()
     assert again.embeddings.equal(univla.prepare(see(still(1), instruction)).embeddings)
 
