@@ -86,7 +86,8 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self._answer(Hub.files[name], ETag=f'"{name}"', **{"X-Repo-Commit": COMMIT})
 
-    do_HEAD = do_GET
+    def do_HEAD(self):
+        self.do_GET()
 
 
 FETCH = """
