@@ -190,8 +190,8 @@ def test_hub_ids_come_from_the_hubs_cache_or_say_why_not(nora_folder, tmp_path, 
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines[:3] == [
-        "refused: checkpoint declare-lab/nora at main cannot be had from the hub: it cannot be reached, and no copy is "
-        "in the cache",
+        "refused: checkpoint declare-lab/nora at main cannot be had from the hub: it cannot be reached, and no "
+        "whole copy is in the cache",
         "horizon 1",
         "horizon 5",
     ], done.stderr
