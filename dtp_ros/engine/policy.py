@@ -60,7 +60,15 @@ class DtpPolicy:
                 prompt = self.adapter.prepare(observation)
             grammar = self.adapter.grammar() if generation.fast_grammar else None
             with captured_attention(self.adapter.text_model):
-                ids, trace = generate(self.adapter, prompt, pruning, grammar=grammar, step=self._steps, clock=clock)
+                ids, trace = generate(
+                    self.adapter,
+                    prompt,
+                    pruning,
+                    grammar=grammar,
+                    step=self._steps,
+                    clock=clock,
+                    speculative=generation.speculative,
+                )
             with clock.stage("decode"):
                 chunk, hold_reason = self._act(ids, trace, observation.stamp, generation)
         self._steps += 1
