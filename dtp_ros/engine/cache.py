@@ -44,13 +44,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if self._block is None:
             shape = len(self.layers), 2, *keys.shape[:2], self._room, keys.shape[-1]
             self._block = keys.new_empty(shape)
-        block = self._block[index]
-        if keys.shape[1] != block.shape[2] or keys.shape[-1] != block.shape[-1]:
-            raise CaptureError(
-                f"layer {index} has {keys.shape[1]} key heads of width {keys.shape[-1]} (valid here: layers that are "
-                f"alike, as the first, {block.shape[2]} of {block.shape[-1]})"
-            )
-        stop = self.length + keys.shape[-2]
+        block, stop = self._of_layer(index, keys), self.length + keys.shape[-2]
         block[0, ..., self.length : stop, :] = keys
         block[1, ..., self.length : stop, :] = values
         return block[0, ..., :stop, :], block[1, ..., :stop, :]
@@ -72,6 +66,17 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Keep one of a batch."""
         if self._block is not None:
             self._block = self._block[:, :, index : index + 1].clone()
+
+    def _of_layer(self, index: int, keys: Tensor) -> Tensor:
+        """Keys and values of one layer, [2, B, H_kv, room, d]."""
+        assert self._block is not None
+        block: Tensor = self._block[index]
+        if keys.shape[1] != block.shape[2] or keys.shape[-1] != block.shape[-1]:
+            raise CaptureError(
+                f"layer {index} has {keys.shape[1]} key heads of width {keys.shape[-1]} (valid here: layers that are "
+                f"alike, as the first, {block.shape[2]} of {block.shape[-1]})"
+            )
+        return block
 
     def rows(self) -> Tensor:
         """A view of what is kept, [layers, 2, B, H_kv, length, d]."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtp_ros.engine.cache import RowCache
-from dtp_ros.engine.capture import RowRecorder, RowRequest, captured_states
+from dtp_ros.engine.passes import Output, Request
 from dtp_ros.engine.sequence import TokenSequence
 from dtp_ros.errors import CaptureError
 from dtp_ros.pruning.relevance import attention_relevance, embedding_relevance
@@ -49,10 +49,9 @@ class Chain:
     It holds the sequence's tokens in order, as far as it has come, or all but those that were taken out (`without`).
     """
 
-    def __init__(self, sequence: TokenSequence) -> None:
+    def __init__(self, sequence: TokenSequence, cache: RowCache | None = None) -> None:
         self._sequence = sequence
-        self._cache = RowCache(sequence.adapter.num_layers)
-        self._cache.reserve(sequence.capacity)
+        self._cache = cache or sequence.passes.cache(sequence.capacity, 0)
         self._tokens = torch.arange(0, device=sequence.device)  # which token each row of the cache is
         self._reached = 0  # tokens of the sequence that are dealt with
         self._removed: Tensor | None = None  # bool [capacity]
@@ -70,24 +69,21 @@ class Chain:
         CaptureError where a layer recorded nothing.
         """
         layout, stop = self._sequence.layout, len(self._sequence)
-        by_attention = layout.relevance == "attention"
         wanted = self._last_rows(stop, 1)
-        if by_attention:
-            wanted |= {layer: torch.cat([layout.prompt, wanted[layer]]) for layer in relevance_layers}
-        hooked = () if by_attention else tuple(relevance_layers)
-        with captured_states(self._sequence.adapter.layers(), hooked) as states:
-            hidden, recorded = self._run(self._pending(), wanted=wanted)
-        if by_attention:
-            relevance = attention_relevance([recorded[layer][:, :-1] for layer in relevance_layers])
+        if layout.relevance == "attention":
+            wanted |= dict.fromkeys(relevance_layers, torch.cat([layout.prompt, wanted[0]]))
+            output = self._run(self._pending(), wanted=wanted)
+            relevance = attention_relevance([output.attention[layer][:, :-1] for layer in relevance_layers])
         else:
-            missing = [layer for layer in relevance_layers if layer not in states]
+            output = self._run(self._pending(), wanted=wanted, states=tuple(relevance_layers))
+            missing = [layer for layer in relevance_layers if layer not in output.states]
             if missing:
                 raise CaptureError(f"no hidden states were captured after the layers {missing}")
             relevance = embedding_relevance(
-                [states[layer][0, layout.prompt] for layer in relevance_layers],
-                [states[layer][0, layout.image] for layer in relevance_layers],
+                [output.states[layer][0, layout.prompt] for layer in relevance_layers],
+                [output.states[layer][0, layout.image] for layer in relevance_layers],
             )
-        return self._pass(hidden[0, -1:], recorded, 1), relevance
+        return self._pass(output.hidden[0, -1:], output, 1), relevance
 
     def extend(self, *, capture: bool = False, count: int = 1) -> Pass:
         """Run every token that is not in the cache yet; the pass of the last `count` rows, captured if `capture`.
@@ -95,10 +91,8 @@ class Chain:
         Of a batch (`branches`): logits [k, vocabulary] of the last row of each.
         """
         rows = self._pending()
-        hidden, recorded = self._run(
-            rows, hidden=self._hidden, wanted=self._last_rows(len(rows), count) if capture else {}
-        )
-        return self._pass(hidden[:, -count:].flatten(0, 1), recorded, count)
+        output = self._run(rows, hidden=self._hidden, wanted=self._last_rows(len(rows), count if capture else 0))
+        return self._pass(output.hidden[:, -count:].flatten(0, 1), output, count)
 
     def attempt(self, tokens: Sequence[int], masks: Sequence[Tensor | None], *, keep: int, captured: int = 0) -> Pass:
         """Run rows of the last tokens beside each other in one pass.
@@ -114,10 +108,8 @@ class Chain:
         rows = torch.tensor(tokens, device=self._sequence.device)
         nothing = torch.zeros(len(self._sequence.layout.image), dtype=torch.bool, device=self._sequence.device)
         hidden = torch.stack([nothing if mask is None else mask for mask in masks])[None]
-        states, recorded = self._run(
-            rows, keep=keep, hidden=hidden, wanted=self._last_rows(len(rows), captured) if captured else {}
-        )
-        return self._pass(states[0], recorded, captured)
+        output = self._run(rows, keep=keep, hidden=hidden, wanted=self._last_rows(len(rows), captured))
+        return self._pass(output.hidden[0], output, captured)
 
     def adopt(self, index: int) -> None:
         """Put row `index` of the last pass, which was not kept, in the place of the cache's last one."""
@@ -132,13 +124,16 @@ class Chain:
     def without(self, mask: Tensor) -> Chain:
         """A chain of the same tokens but for the image tokens `mask` [N_v], which are taken out; still to be extended.
 
-        Rows before the first of these never saw them, and serve again.
+        Rows before the first of these never saw them, and serve again. Where shapes are fixed they are masked instead.
         """
         sequence = self._sequence
-        removed = torch.zeros(sequence.capacity, dtype=torch.bool, device=sequence.device)
-        removed[sequence.layout.image] = mask
+        if sequence.passes.static:
+            chain = Chain(sequence, sequence.passes.cache(sequence.capacity, 1))
+            chain._hidden = mask[None, None]
+            return chain
         chain = self._fork(mask, 1)
-        chain._removed = removed
+        chain._removed = torch.zeros(sequence.capacity, dtype=torch.bool, device=sequence.device)
+        chain._removed[sequence.layout.image] = mask
         return chain
 
     def branches(self, masks: Tensor) -> Chain:
@@ -155,7 +150,9 @@ class Chain:
 
     def _fork(self, mask: Tensor, batch: int) -> Chain:
         """A chain that has come as far as no row has seen an image token of `mask` [N_v]."""
-        chain = Chain(self._sequence)
+        cache = RowCache(self._sequence.adapter.num_layers)
+        cache.reserve(self._sequence.capacity)
+        chain = Chain(self._sequence, cache)
         seen = self._sequence.layout.image[mask]
         shared = int(seen.min()) if len(seen) and not self._sequence.prefix_length else 0
         chain._cache.take(self._cache, shared, batch)
@@ -167,45 +164,46 @@ class Chain:
         return rows if self._removed is None else rows[~self._removed[rows]]
 
     def _last_rows(self, length: int, count: int) -> dict[int, Tensor]:
+        """The last `count` of `length` rows, for every layer; nothing for none."""
+        if not count:
+            return {}
         rows = torch.arange(length - count, length, device=self._sequence.device)
         return dict.fromkeys(range(self._sequence.adapter.num_layers), rows)
 
     def _run(
-        self, rows: Tensor, *, keep: int | None = None, hidden: Tensor | None = None, wanted: Mapping[int, Tensor]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run the tokens `rows`, keep the first `keep` (all) in the cache; hidden states [B, n, hidden], attention."""
-        sequence, model, start = self._sequence, self._sequence.adapter.text_model, self._cache.length
+        self,
+        rows: Tensor,
+        *,
+        keep: int | None = None,
+        hidden: Tensor | None = None,
+        wanted: Mapping[int, Tensor],
+        states: tuple[int, ...] = (),
+    ) -> Output:
+        """Run the tokens `rows` [n] and keep the first `keep` (all) in the cache."""
+        sequence, start = self._sequence, self._cache.length
         keep = len(rows) if keep is None else keep
         tokens = torch.cat([self._tokens, rows])
         keys = tokens.clone()
         keys[start + keep :] = -1
         place = torch.arange(len(tokens), device=sequence.device)
-        own = place == place[start:, None]
-        recorder = RowRecorder(RowRequest(sequence.layout.image, wanted)) if wanted else None
-        self._cache.reserve(len(tokens))
-        batch = 1 if hidden is None else len(hidden)
-        output = model(
-            inputs_embeds=sequence.embeddings[:, rows].expand(batch, -1, -1),
+        request = Request(
+            embeddings=sequence.embeddings[:, rows].expand(1 if hidden is None else len(hidden), -1, -1),
             position_ids=sequence.position_ids[..., rows],
-            attention_mask=sequence.mask(rows, keys, own, hidden),
-            past_key_values=self._cache,
-            use_cache=True,
-            row_recorder=recorder,
+            mask=sequence.mask(rows, keys, place == place[start:, None], hidden),
+            columns=sequence.layout.image,
+            attention=wanted,
+            states=states,
         )
+        output = sequence.passes.run(request, self._cache)
         self._cache.length += keep
         self._tokens = tokens[: start + keep]
-        self._reached = max(self._reached, len(sequence)) if keep else self._reached
-        recorded = {} if recorder is None else recorder.recorded(_implementation(model))
-        return output.last_hidden_state, recorded
+        self._reached = len(sequence) if keep else self._reached
+        return output
 
-    def _pass(self, hidden: Tensor, recorded: Mapping[int, Tensor], count: int) -> Pass:
+    def _pass(self, hidden: Tensor, output: Output, count: int) -> Pass:
         """hidden: of the rows whose logits are wanted, [n, hidden]; count: rows that were captured last."""
         logits = self._sequence.adapter.logits(hidden)
-        if not recorded:
+        if not output.attention:
             return Pass(logits)
         layers = range(self._sequence.adapter.num_layers)
-        return Pass(logits, torch.stack([recorded[layer][:, -count:] for layer in layers]))
-
-
-def _implementation(model: nn.Module) -> str:
-    return str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
+        return Pass(logits, torch.stack([output.attention[layer][:, -count:] for layer in layers]))

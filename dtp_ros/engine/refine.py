@@ -11,6 +11,7 @@ from torch import Tensor
 from dtp_ros.engine.clock import StageClock
 from dtp_ros.engine.decoder import Pass
 from dtp_ros.engine.detector import Candidate, Detector
+from dtp_ros.engine.passes import Passes
 from dtp_ros.engine.scopes import ActionQueries, AllQueries, Scope
 from dtp_ros.engine.selection import TokenSelector
 from dtp_ros.engine.sequence import TokenSequence
@@ -30,6 +31,7 @@ def generate(
     step: int = 0,
     clock: StageClock | None = None,
     speculative: bool = True,
+    passes: Passes | None = None,
 ) -> tuple[list[int], StepTrace]:
     """Generate the tokens of one step; to be called inside `captured_attention`, without gradients.
 
@@ -42,6 +44,7 @@ def generate(
         clock: gets the time of each stage.
         speculative: in scope `action`, run the token after a masked one in the same pass, as if pruning did not change
             it. The tokens are those of the sequential loop.
+        passes: what runs the language model; None: passes of whatever shape.
 
     Returns:
         The action ids (neither forced prefix nor end token), and the trace, its `seconds` still empty.
@@ -50,7 +53,7 @@ def generate(
         CaptureError: attention was not captured. ObservationError: the prompt is too long for the model's window.
     """
     clock = clock or StageClock(adapter.device)
-    sequence = TokenSequence(adapter, prompt)
+    sequence = TokenSequence(adapter, prompt, passes)
     scope: Scope = (AllQueries if config.mask_scope == "all" else ActionQueries)(sequence, config.relevance_layers)
     with clock.stage("prefill"):
         clean, relevance = scope.prefill()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dtp_ros.engine.passes import Passes
 from dtp_ros.errors import ObservationError
 from dtp_ros.models.base import Prompt, VlaAdapter
 
@@ -18,9 +19,10 @@ class TokenSequence:
     sequence and never depend on what is masked.
     """
 
-    def __init__(self, adapter: VlaAdapter, prompt: Prompt) -> None:
-        """Raises ObservationError where prompt and actions exceed the model's sliding window."""
+    def __init__(self, adapter: VlaAdapter, prompt: Prompt, passes: Passes | None = None) -> None:
+        """passes: what runs its rows. Raises ObservationError where it may exceed the model's sliding window."""
         self.adapter = adapter
+        self.passes = passes or Passes(adapter)
         self.device = prompt.embeddings.device
         image, instruction = prompt.layout.image.to(self.device), prompt.layout.prompt.to(self.device)
         self.layout = replace(prompt.layout, image=image, prompt=instruction)

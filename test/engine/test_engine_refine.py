@@ -17,16 +17,17 @@ SCHEDULES = ("per_step", "per_token")
 GRID = (0.25, 0.5, 0.6, 0.7, 0.8, 1.0)
 
 
-def run(adapter, config, seed=0, step=0, speculative=True):
+def run(adapter, config, seed=0, step=0, **path):
+    """path: `speculative` and `passes` of generate."""
     prompt = adapter.prepare(observation(seed))
     with torch.inference_mode(), captured_attention(adapter.text_model):
-        ids, trace = generate(adapter, prompt, config, step=step, speculative=speculative)
+        ids, trace = generate(adapter, prompt, config, step=step, **path)
     return prompt, ids, trace
 
 
-def require_equal(adapter, config, seed=0, step=0):
+def require_equal(adapter, config, seed=0, step=0, **path):
     """Tokens, masks and figures are those of the reference; the trace."""
-    prompt, ids, trace = run(adapter, config, seed, step)
+    prompt, ids, trace = run(adapter, config, seed, step, **path)
     reference = Reference(adapter, prompt, config, step).run()
     assert ids == reference.ids
     assert [token.token_id for token in trace.tokens] == reference.token_ids
