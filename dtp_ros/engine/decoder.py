@@ -202,7 +202,7 @@ class Chain:
 
     def _pass(self, hidden: Tensor, output: Output, count: int) -> Pass:
         """hidden: of the rows whose logits are wanted, [n, hidden]; count: rows that were captured last."""
-        logits = self._sequence.adapter.logits(hidden)
+        logits = self._sequence.logits(hidden)
         if not output.attention:
             return Pass(logits)
         layers = range(self._sequence.adapter.num_layers)

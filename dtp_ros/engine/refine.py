@@ -55,11 +55,12 @@ def generate(
     clock = clock or StageClock(adapter.device)
     sequence = TokenSequence(adapter, prompt, passes)
     scope: Scope = (AllQueries if config.mask_scope == "all" else ActionQueries)(sequence, config.relevance_layers)
+    selector = TokenSelector(adapter.vocabulary, grammar, sequence.device)
+    sequence.restrict(selector.support)
     with clock.stage("prefill"):
         clean, relevance = scope.prefill()
     with clock.stage("analyse"):
         detector = Detector(config, prompt.layout, relevance, step)
-    selector = TokenSelector(adapter.vocabulary, grammar, sequence.device)
     loop = TokenLoop(sequence, scope, detector, selector, clock, speculative=speculative and scope.looks_ahead)
     if config.mask_schedule == "per_step":
         loop.run_per_step(clean)

@@ -17,9 +17,8 @@ class TokenSelector:
         self._vocabulary = vocabulary
         self._grammar = grammar
         self._actions = vocabulary.action_ids.to(device)
-        ends = torch.tensor(vocabulary.end_ids, dtype=torch.int64, device=device)
-        self.support = torch.unique(torch.cat([self._actions, ends]))
-        """Action and end ids, int64 [K], ascending: what entropies are taken over."""
+        self.support = vocabulary.support.to(device)
+        """Action and end ids, int64 [K], ascending."""
 
     def greedy(self, logits: Tensor, count: int) -> Tensor:
         """The most likely id after `count` action tokens whatever the grammar says, int64 [...]; does not wait.

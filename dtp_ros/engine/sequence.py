@@ -24,6 +24,7 @@ class TokenSequence:
         self.adapter = adapter
         self.passes = passes or Passes(adapter)
         self.device = prompt.embeddings.device
+        self._support: Tensor | None = None
         image, instruction = prompt.layout.image.to(self.device), prompt.layout.prompt.to(self.device)
         self.layout = replace(prompt.layout, image=image, prompt=instruction)
         self.prefix_length = prompt.embeddings.shape[1] if prompt.bidirectional else 0
@@ -41,6 +42,18 @@ class TokenSequence:
         self._position_ids = torch.cat([given, positions.expand(*given.shape[:-1], -1)], dim=-1)
         for token_id in vocabulary.forced_prefix_ids:
             self.append(token_id)
+
+    def restrict(self, support: Tensor) -> None:
+        """From here on, compute the logits of `support` [K], the vocabulary's, alone; those of other ids are -inf."""
+        self._support = support
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., vocabulary] of last hidden states (up to the last id of a restriction)."""
+        if self._support is None:
+            return self.adapter.logits(hidden)
+        few = self.adapter.action_logits(hidden)
+        size = int(self.adapter.vocabulary.support[-1]) + 1
+        return few.new_full((*few.shape[:-1], size), -torch.inf).index_copy(-1, self._support, few)
 
     def __len__(self) -> int:
         """Number of tokens, N."""

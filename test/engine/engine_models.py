@@ -117,6 +117,9 @@ class TinyAdapter:
         logits = hidden.float() @ self.head.T
         return logits if self.final_softcap is None else self.final_softcap * torch.tanh(logits / self.final_softcap)
 
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden)[..., self.vocabulary.support.to(hidden.device)]
+
     def grammar(self) -> Grammar | None:
         return self.grammar_object
 
