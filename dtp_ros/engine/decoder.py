@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dtp_ros.engine.cache import RowCache
 from dtp_ros.engine.passes import Output, Request
+from dtp_ros.engine.prefix import Prefix
 from dtp_ros.engine.sequence import TokenSequence
 from dtp_ros.errors import CaptureError
 from dtp_ros.pruning.relevance import attention_relevance, embedding_relevance
@@ -65,24 +66,32 @@ class Chain:
     def prefill(self, relevance_layers: Sequence[int]) -> tuple[Pass, Tensor]:
         """The clean prefill: the pass of its last row, and the relevance R of the image tokens, float32 [N_v].
 
-        R is read from attention (Eq. 1) or from the residual stream (Eq. 2), as the model's layout says. Raises
-        CaptureError where a layer recorded nothing.
+        R is read from attention (Eq. 1) or from the residual stream (Eq. 2), as the model's layout says. Rows of text
+        before the image are those of the step before, where they are the same. Raises CaptureError where a layer
+        recorded nothing.
         """
-        layout, stop = self._sequence.layout, len(self._sequence)
-        wanted = self._last_rows(stop, 1)
-        if layout.relevance == "attention":
-            wanted |= dict.fromkeys(relevance_layers, torch.cat([layout.prompt, wanted[0]]))
-            output = self._run(self._pending(), wanted=wanted)
+        layout, passes = self._sequence.layout, self._sequence.passes
+        by_attention = layout.relevance == "attention"
+        layers = () if by_attention else tuple(relevance_layers)
+        known = passes.prefix if passes.prefix and passes.prefix.serves(self._sequence, layers) else None
+        if known is not None:
+            self._begin(known.cache, self._sequence.text_length)
+        start = self._reached
+        wanted = self._last_rows(len(self._sequence) - start, 1)
+        if by_attention:
+            wanted |= dict.fromkeys(relevance_layers, torch.cat([layout.prompt - start, wanted[0]]))
+        output = self._run(self._pending(), wanted=wanted, states=layers)
+        missing = [layer for layer in layers if layer not in output.states]
+        if missing:
+            raise CaptureError(f"no hidden states were captured after the layers {missing}")
+        instruction = known.states if known else {n: output.states[n][0, layout.prompt].clone() for n in layers}
+        if known is None:
+            passes.prefix = Prefix.of(self._sequence, self._cache, instruction)
+        if by_attention:
             relevance = attention_relevance([output.attention[layer][:, :-1] for layer in relevance_layers])
         else:
-            output = self._run(self._pending(), wanted=wanted, states=tuple(relevance_layers))
-            missing = [layer for layer in relevance_layers if layer not in output.states]
-            if missing:
-                raise CaptureError(f"no hidden states were captured after the layers {missing}")
-            relevance = embedding_relevance(
-                [output.states[layer][0, layout.prompt] for layer in relevance_layers],
-                [output.states[layer][0, layout.image] for layer in relevance_layers],
-            )
+            image = [output.states[layer][0, layout.image - start] for layer in layers]
+            relevance = embedding_relevance([instruction[layer] for layer in layers], image)
         return self._pass(output.hidden[0, -1:], output, 1), relevance
 
     def extend(self, *, capture: bool = False, count: int = 1) -> Pass:
@@ -155,9 +164,13 @@ class Chain:
         chain = Chain(self._sequence, cache)
         seen = self._sequence.layout.image[mask]
         shared = int(seen.min()) if len(seen) and not self._sequence.prefix_length else 0
-        chain._cache.take(self._cache, shared, batch)
-        chain._tokens, chain._reached = self._tokens[:shared], shared
+        chain._begin(self._cache, shared, batch)
         return chain
+
+    def _begin(self, cache: RowCache, length: int, batch: int = 1) -> None:
+        """Take over the first `length` tokens from another cache."""
+        self._cache.take(cache, length, batch)
+        self._tokens, self._reached = torch.arange(length, device=self._sequence.device), length
 
     def _pending(self) -> Tensor:
         rows = torch.arange(self._reached, len(self._sequence), device=self._sequence.device)

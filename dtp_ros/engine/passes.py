@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dtp_ros.engine.cache import RowCache
 from dtp_ros.engine.capture import RowRecorder, RowRequest, captured_states
 from dtp_ros.models.base import VlaAdapter
+
+if TYPE_CHECKING:
+    from dtp_ros.engine.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Passes:
 
     def __init__(self, adapter: VlaAdapter) -> None:
         self._adapter = adapter
+        self.prefix: Prefix | None = None
+        """What the last clean prefill leaves to the next one."""
 
     def cache(self, room: int, role: int) -> RowCache:
         """An empty cache with room for `room` rows; role: 0 of the clean chain, 1 of the masked one."""

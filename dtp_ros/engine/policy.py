@@ -43,6 +43,7 @@ class DtpPolicy:
         """A new episode begins: forget history and chunks, count steps from 0."""
         self.adapter.reset()
         self._ensemble.reset()
+        self._passes.prefix = None
         self._steps = 0
 
     def warm_up(self, instruction: str, pruning: PruningConfig, generation: GenerationConfig) -> None:

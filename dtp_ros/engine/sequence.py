@@ -29,6 +29,8 @@ class TokenSequence:
         self.layout = replace(prompt.layout, image=image, prompt=instruction)
         self.prefix_length = prompt.embeddings.shape[1] if prompt.bidirectional else 0
         """Rows that see each other in both directions, from the first on."""
+        self.text_length = _text_length(prompt)
+        """Tokens from the first on whose rows depend on no image."""
         vocabulary = adapter.vocabulary
         self.capacity = prompt.embeddings.shape[1] + len(vocabulary.forced_prefix_ids) + vocabulary.max_tokens
         """Tokens there may be in all."""
@@ -99,6 +101,15 @@ class TokenSequence:
             masked[..., self.layout.image] = hidden
             visible = visible & ~masked
         return (visible | own)[:, None]
+
+
+def _text_length(prompt: Prompt) -> int:
+    """Up to the image, or to the end of an instruction that comes before it; none where rows see what follows them."""
+    layout = prompt.layout
+    if prompt.bidirectional:
+        return 0
+    first = int(layout.image.min())
+    return first if layout.relevance == "attention" else min(first, int(layout.prompt.max()) + 1)
 
 
 def _require_window(model: nn.Module, length: int) -> None:

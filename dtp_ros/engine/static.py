@@ -44,6 +44,14 @@ class StaticCache(RowCache):
         if room > self.room:
             raise ValueError(f"a static cache of {self.room} rows cannot hold {room}")
 
+    def take(self, other: RowCache, length: int, batch: int = 1) -> None:
+        """See RowCache; into the memory that is there, and one only."""
+        if length and other._block is not None:
+            if self._block is None:
+                self._block = other._block.new_zeros((*other._block.shape[:-2], self.room, other._block.shape[-1]))
+            self._block[..., :length, :] = other._block[..., :length, :]
+            self.length = length
+
     def write(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See RowCache; keys and values of the whole room."""
         if self._block is None:
