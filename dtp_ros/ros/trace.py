@@ -43,7 +43,8 @@ def trace_to_ros(
     `attention` (row-major, mean over the tokens), `region` (token indices); by generated token `token_ids`,
     `token_clean_ids`, `token_pruned`, `token_masks` (token indices), `token_unimportant_attention`,
     `token_entropy_clean`, `token_entropy_refined`, `token_score_clean`, `token_score_refined`,
-    `token_grammar_intervened`; `parameter_<name>` in force.
+    `token_grammar_intervened`, `token_accepted` (speculations; null: none was made), and their share `accepted`;
+    `parameter_<name>` in force.
     """
     level = DiagnosticStatus.WARN if result.hold_reason else DiagnosticStatus.OK
     status = DiagnosticStatus(level=level, name=TRACE_NAME, hardware_id=settings.model)
@@ -84,6 +85,8 @@ def _trace_values(trace: StepTrace) -> dict[str, object]:
         "token_masks": [_indices(t.mask) for t in tokens],
         **{f"token_{name}": [float(getattr(t, name)) for t in tokens] for name in figures},
         "token_grammar_intervened": [t.grammar_intervened for t in tokens],
+        "token_accepted": [t.accepted for t in tokens],
+        "accepted": trace.accepted,
     }
 
 
