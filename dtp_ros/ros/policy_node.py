@@ -37,6 +37,7 @@ from dtp_ros.errors import DtpError, ObservationError
 from dtp_ros.ros.compat import HAS_MESSAGE_INFO, LastingExecutor
 from dtp_ros.ros.conversions import action_chunk_to_ros
 from dtp_ros.ros.debug_images import DebugImages
+from dtp_ros.ros.pace import PaceWatch
 from dtp_ros.ros.parameters import PolicyParameters, Settings
 from dtp_ros.ros.policy_inputs import Frame, PolicyInputs
 from dtp_ros.ros.policy_metrics import Figures, MetricPublishers, status_to_ros
@@ -197,17 +198,20 @@ class PolicyNode(LifecycleNodeMixin, Node):
         settings, model = self.settings, self._model
         if model is None or not self._inputs.require_current(frame, settings):
             return
+        watch = PaceWatch(self.get_clock(), frame.stamp_ns)
         try:
             result = model.step(frame, settings)
         except ObservationError as error:
             self._figures.drop("observation", str(error))
             return
         latency = self._publish_chunk(frame, result, settings)
+        pace = watch.stop(settings.period)
         if not self._inputs.is_current(frame):
             return
-        self._figures.step(result.trace, latency, result.hold_reason)
+        # What follows is for the eye: the command is on its way already.
+        self._figures.step(result.trace, latency, result.hold_reason, pace)
         self._metrics.publish(result.trace, latency)
-        self._traces.publish(trace_to_ros(result, settings, frame.stamp, frame.frame_id, latency))
+        self._traces.publish(trace_to_ros(result, settings, frame.stamp, frame.frame_id, latency, pace))
         self._debug_images.publish(frame.images[0], result.trace, settings.overlay_alpha, frame.stamp, frame.frame_id)
 
     def _publish_chunk(self, frame: Frame, result: StepResult, settings: Settings) -> float | None:
@@ -274,6 +278,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         model = self._model
         about = {"state": self._state, "model": settings.model, "checkpoint": settings.checkpoint}
         about |= {"device": "", "dtype": ""} if model is None else model.about()
+        about["period"] = f"{settings.period:.3f}"
         waiting = self._state
         if waiting == "active":
             waiting = self._figures.waiting() if settings.acting else "waits for an instruction"
