@@ -12,6 +12,7 @@ unconfigured, with the cause in the log and in /diagnostics, also when `autostar
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections import deque
@@ -291,6 +292,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C or SIGTERM; exit code 0, or 1 with one line where a parameter cannot stand."""
+    # Before torch is opened: threads that spin while they wait for each other take the cores that carry images and
+    # commands; with other work on two cores they made steps five to nine times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     rclpy.init(args=args)
     try:
         # Opening its library stops every thread for 0.3 s or more: better before there are services to answer.
