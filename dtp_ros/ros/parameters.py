@@ -148,6 +148,11 @@ class Settings:
         """Whether there is an instruction to act on."""
         return bool(self.instruction.strip())
 
+    @property
+    def period(self) -> float:
+        """For how long the executed actions of a chunk last, s: a step that takes longer is an overrun."""
+        return self.execute_horizon / self.control_frequency
+
     def require_fits(self, model: ModelLimits) -> None:
         """Raise ConfigError where the loaded model has no such layer, token or action."""
         self.pruning.require_fits(model.num_layers, model.num_image_tokens)
