@@ -11,9 +11,11 @@ above; columns are padded to multiples of 1024) and one, among its prototypes, f
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -67,9 +69,12 @@ def load_quantised(
     def filled(name: str) -> None:
         if name in waiting:
             quantise_linear(waiting.pop(name), bits, place)
+            with suppress(OSError, AttributeError):  # not glibc
+                ctypes.CDLL(None).malloc_trim(0)  # else what was freed between living matrices still counts as memory
 
     load(filled)
     model.to(place)
+    torch.cuda.empty_cache()  # does nothing where CUDA was never used
     total = sum(map(weight_bytes, model.parameters()))
     _log.info("%d matrices of the decoder are %s: %.2f GB of weights in all", count, dtype, total / 1e9)
 
