@@ -85,12 +85,9 @@ def random_rows(name: str, contexts: int) -> Iterator[Row]:
     """A row for each dtype of a random decoder shaped as that of a model."""
     torch.manual_seed(0)
     family, *sizes = SHAPES[name]
-    fields = {
-        "vocab_size": 4096,
-        "pad_token_id": None,
-        "attn_implementation": "eager",
-        **dict(zip(SIZES, sizes, strict=True)),
-    }
+    pad = 0 if family == "Emu3Text" else None  # which must have one
+    fields = {"vocab_size": 4096, "pad_token_id": pad, "attn_implementation": "eager"}
+    fields |= zip(SIZES, sizes, strict=True)
     config = getattr(transformers, f"{family}Config")(**fields)
     stored = getattr(transformers, f"{family}Model")(config).bfloat16().requires_grad_(False).eval()
     head = nn.init.normal_(torch.empty(ACTIONS, config.hidden_size), std=0.02)
