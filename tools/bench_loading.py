@@ -1,8 +1,9 @@
 """make bench: host memory while a checkpoint of 1 GB loads, over the size of its weights, for each model.
 
 The checkpoint is the model's tiny one, the MLPs of its language model widened by random bfloat16 weights, in four
-shards. A process of its own loads the tiny one first (libraries count once), then the large one, in bfloat16 on the
-CPU; its peak is the kernel's (VmHWM, mapped files too), less what was there before.
+shards. A process of its own loads the tiny one first (libraries count once), then the large one, in bfloat16 (or as
+--dtype says) on the CPU; its peak is the kernel's (VmHWM, mapped files too), less what was there before, over the size
+of the weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dtp_ros.models import pi0_fast
+from dtp_ros.models.quantise import GROUP
 from dtp_ros.models.registry import load_adapter, model_names
 from dtp_ros.models.tiny import cache_folder
 
@@ -37,12 +39,15 @@ def main() -> int:
     """Print and write the figures; 1 where a model needs more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench/loading.json"))
+    parser.add_argument("--dtype", choices=("bfloat16", "int8", "int4"), default="bfloat16")
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(*options.child)))
+        name, folder = options.child
+        print(json.dumps(measure(name, folder, options.dtype)))
         return 0
-    figures = {name: bench(name) for name in model_names() if name != "tabletop"}  # 12 MB, one size only
+    names = [name for name in model_names() if name != "tabletop"]  # 12 MB, one size only
+    figures = {name: bench(name, options.dtype) for name in names}
     for name, figure in figures.items():
         print(f"{name:11} {figure['weights'] / 1e9:.2f} GB of weights, peak {figure['ratio']:.2f} times that")
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,7 @@ def main() -> int:
     return int(any(figure["ratio"] > LIMIT for figure in figures.values()))
 
 
-def bench(name: str) -> dict[str, Any]:
+def bench(name: str, dtype: str) -> dict[str, Any]:
     """Write the large checkpoint, load it in a process of its own, and remove it."""
     load_adapter(name, "tiny", device="cpu")  # writes the tiny checkpoint
     tiny = max((cache_folder() / "tiny").glob(f"{name}-*"), key=lambda folder: folder.stat().st_mtime)
@@ -58,7 +63,7 @@ def bench(name: str) -> dict[str, Any]:
         folder = Path(draft) / "checkpoint"
         shutil.copytree(tiny, folder)
         width = enlarge(folder)
-        command = [sys.executable, __file__, "--child", name, str(folder)]
+        command = [sys.executable, __file__, "--dtype", dtype, "--child", name, str(folder)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, WIDTH: str(width)})
     figure: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return figure
@@ -71,7 +76,7 @@ def enlarge(folder: Path) -> int:
     weights = {key: value.bfloat16() for file in files for key, value in load_file(file).items()}
     narrow = [key for key in weights if MLP.match(key)]
     hidden, layers = min(weights[narrow[0]].shape), len(narrow) // 3
-    width = -(-WEIGHT_BYTES // (2 * 3 * hidden * layers))
+    width = -(-WEIGHT_BYTES // (2 * 3 * hidden * layers * GROUP)) * GROUP
     generator = torch.Generator().manual_seed(0)
     for key in narrow:
         shape = (hidden, width) if "down" in key else (width, hidden)
@@ -93,16 +98,16 @@ def enlarge(folder: Path) -> int:
     return width
 
 
-def measure(name: str, folder: str) -> dict[str, Any]:
+def measure(name: str, folder: str, dtype: str) -> dict[str, Any]:
     """Load it here: bytes of weights, peak memory over them, and seconds."""
-    load_adapter(name, "tiny", device="cpu", dtype="bfloat16")
+    load_adapter(name, "tiny", device="cpu", dtype=dtype)
     pi0_fast.VARIANTS["tiny"][0]["intermediate_size"] = int(os.environ[WIDTH])  # type: ignore[index]
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before, began = resident("VmRSS"), time.monotonic()
     options = {"convention": "libero"} if name == "pi0_fast" else {}
-    adapter = load_adapter(name, folder, device="cpu", dtype="bfloat16", options=options)
+    adapter = load_adapter(name, folder, device="cpu", dtype=dtype, options=options)
     peak, seconds = resident("VmHWM") - before, time.monotonic() - began
-    size = sum(p.numel() * p.element_size() for p in adapter.text_model.parameters())
+    size = sum(p.numel() * p.element_size() for p in adapter.text_model.parameters())  # as bfloat16, also if quantised
     return {"weights": size, "ratio": round(peak / size, 3), "seconds": round(seconds, 1)}
 
 

@@ -126,7 +126,7 @@ class VlaAdapter(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating point type of the weights."""
+        """Floating point type that the model computes in."""
 
     def layers(self) -> Sequence[nn.Module]:
         """The decoder layers, in order; each outputs the residual stream [1, L, hidden] (first, if a tuple)."""

@@ -11,8 +11,9 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,12 +27,29 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MAPPED = 2**26  # bytes of a shard that are read before the file is opened anew
 DEVICES = ("auto", "cpu", "cuda")
+INT4_CAPABILITY = (8, 0)  # of a CUDA device: torch has kernels for it from Ampere on
 # What config.json names as its model_type (LeRobot: type) -> which of the models here it is.
 MODELS = {
     "qwen2_5_vl": "nora", "openvla": "openvla", "spatialvla": "spatialvla", "Emu3": "univla", "pi0_fast": "pi0_fast",
     "dtp_tabletop": "tabletop",
 }  # fmt: skip
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Dtype(NamedTuple):
+    """What a name of `dtype` stands for.
+
+    compute: floating point type of activations and weights. bits: of a weight in the decoder's layers where these are
+    whole numbers (`quantise.py`), else 0.
+    """
+
+    compute: torch.dtype
+    bits: int = 0
+
+
+DTYPES = {
+    "float32": Dtype(torch.float32), "float16": Dtype(torch.float16), "bfloat16": Dtype(torch.bfloat16),
+    "int8": Dtype(torch.bfloat16, bits=8), "int4": Dtype(torch.bfloat16, bits=4),
+}  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _log = logging.getLogger(__name__)
@@ -55,18 +73,22 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device, of_checkpoint: str) -> torch.dtype:
-    """Floating point type of the weights: `auto` is the checkpoint's on CUDA and float32 on the CPU.
+    """Floating point type that is computed in: `auto` is the checkpoint's on CUDA and float32 on the CPU.
 
     Raises ConfigError for an unknown name, and DeviceError for a type that the device does not compute.
     """
     require_choice("dtype", name, ("auto", *DTYPES))
     if name == "auto":
         name = of_checkpoint if device.type == "cuda" and of_checkpoint in DTYPES else "float32"
-    if name == "float16" and device.type == "cpu":
-        raise DeviceError("dtype = 'float16' on the CPU (valid there: auto, float32, bfloat16)")
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise DeviceError(f"dtype = 'bfloat16' on {torch.cuda.get_device_name()} (valid there: float32, float16)")
-    return DTYPES[name]
+    kind, bits = DTYPES[name]
+    if kind is torch.float16 and device.type == "cpu":
+        raise DeviceError(f"dtype = {name!r} on the CPU (valid there: auto, float32, bfloat16, int8, int4)")
+    if kind is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"dtype = {name!r} on {torch.cuda.get_device_name()} (valid there: float32, float16)")
+    if bits == 4 and device.type == "cuda" and torch.cuda.get_device_capability() < INT4_CAPABILITY:
+        valid = ", ".join(other for other in DTYPES if other != name)
+        raise DeviceError(f"dtype = {name!r} on {torch.cuda.get_device_name()} (valid there: {valid})")
+    return kind
 
 
 def is_hub_id(checkpoint: str) -> bool:
@@ -193,35 +215,42 @@ def load_weights(
     progress: Progress = no_progress,
     *,
     unused: Callable[[str], bool] = lambda key: False,
+    filled: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Fill every parameter of `model` from the checkpoint, shard by shard, in the model's dtype.
 
     rename: name in the checkpoint to name in the model. tied: parameter -> the one it may be tied to where the
     checkpoint lacks it. unused: whether a name in the checkpoint is a weight that the model does without.
+    filled: called with the name in the model of each weight once it is filled; may put another in its place.
     Raises CheckpointError for a missing or broken file, for missing, unexpected or misshapen weights, and for weights
     that are not finite (or overflow the dtype): then the model must not be used.
     """
-    targets = dict(model.named_parameters()) | dict(_persistent_buffers(model))
+    targets = {name for name, _ in model.named_parameters()} | {name for name, _ in _persistent_buffers(model)}
     shards = _shards(folder)
     paths = [require_file(folder, name) for name in shards]
     total, loaded = sum(path.stat().st_size for path in paths), set[str]()
     done = 0
     for i, path in enumerate(paths):
         progress(f"loading {path.name} ({i + 1} of {len(paths)})", done / total)
-        loaded |= _load_shard(targets, path, rename, unused)
+        loaded |= _load_shard(model, targets, path, rename, unused, filled)
         done += path.stat().st_size
     for name, source in tied.items():
         if name not in loaded and source in loaded:
             _tie(model, name, source)
             loaded.add(name)
-    missing = sorted(targets.keys() - loaded)
+    missing = sorted(targets - loaded)
     if missing:
         raise CheckpointError(f"checkpoint {folder} lacks the weights {_some(missing)}")
     progress("weights loaded", 1.0)
 
 
 def _load_shard(
-    targets: Mapping[str, torch.Tensor], path: Path, rename: Callable[[str], str], unused: Callable[[str], bool]
+    model: nn.Module,
+    targets: Collection[str],
+    path: Path,
+    rename: Callable[[str], str],
+    unused: Callable[[str], bool],
+    filled: Callable[[str], None],
 ) -> set[str]:
     """Copy one shard into the model's tensors; returns the names it filled."""
     try:
@@ -232,7 +261,8 @@ def _load_shard(
             raise CheckpointError(f"{path} holds weights that this model has not: {_some(unexpected)}")
         with torch.no_grad():
             for key, value in _tensors(path, names):
-                _copy(targets[names[key]], value, key, path)
+                _copy(attrgetter(names[key])(model), value, key, path)  # looked up anew: nothing here keeps it alive
+                filled(names[key])
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
     return set(names.values())

@@ -42,7 +42,7 @@ class DecoderAdapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the decoder's weights."""
+        """Type that the decoder computes in, also where its matrices are whole numbers."""
         return next(self.text_model.parameters()).dtype
 
     def layers(self) -> Sequence[nn.Module]:

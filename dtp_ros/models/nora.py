@@ -174,10 +174,10 @@ def load(request: LoadRequest) -> NoraAdapter:
     needed = FIRST_ACTION_ID + len(assets.codec.token_bytes)
     if config.text_config.vocab_size < needed:
         raise CheckpointError(f"{folder} has {config.text_config.vocab_size} tokens, not the {needed} of NORA")
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         model = Qwen2_5_VLForConditionalGeneration(config)
     tied = TIED if config.tie_word_embeddings else {}
-    ckpt.load_weights(model, folder, rename, tied, request.reading())
+    request.load_weights(model, model.model.language_model, folder, rename, tied, request.reading())
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     return NoraAdapter(model, assets, request.preprocess, settings.lower_case_instruction)

@@ -199,10 +199,12 @@ def load(request: LoadRequest) -> OpenVlaAdapter:
     kind = ckpt.resolve_dtype(request.dtype, place, str(raw.get("dtype") or raw.get("torch_dtype")))
     text_config = _text_config(folder, raw, kind)
     assets = _load_assets(folder, raw, text_config, settings)
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         network = OpenVlaNetwork(towers, text_config)
     unused = partial(_is_unused, [int(tower["depth"]) for tower in towers])
-    ckpt.load_weights(network, folder, lambda key: key, {}, request.reading(), unused=unused)
+    request.load_weights(
+        network, network.language_model.model, folder, lambda key: key, {}, request.reading(), unused=unused
+    )
     network.language_model.set_attn_implementation("sdpa")
     network.requires_grad_(False).eval()
     return OpenVlaAdapter(network, assets, request.preprocess, settings)

@@ -241,14 +241,14 @@ def load(request: LoadRequest) -> Pi0FastAdapter:
     kind = ckpt.resolve_dtype(request.dtype, place, str(raw.get("dtype", "float32")))
     config = _model_config(folder, raw, kind)
     assets = _load_assets(folder, raw, config, settings)
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         model = PaliGemmaForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("vision_tower", "multi_modal_projector", "norm")):
             parameter.data = parameter.data.float()  # as LeRobot, whatever the rest is
     # LeRobot ties head and embedding; its files hold either.
     tied = {HEAD: EMBEDDING, EMBEDDING: HEAD}
-    ckpt.load_weights(model, folder, rename, tied, request.reading())
+    request.load_weights(model, model.model.language_model, folder, rename, tied, request.reading())
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     return Pi0FastAdapter(model, assets, request.preprocess, settings)

@@ -84,11 +84,12 @@ def load_adapter(
 
     checkpoint: a folder, a hub id, or `tiny` (a seeded random one). revision: branch, tag or commit on the hub; "": the
     model's default for its default checkpoint, else `main`. device: auto | cpu | cuda. dtype: auto (the checkpoint's on
-    CUDA, float32 on the CPU) | float32 | float16 | bfloat16. preprocess: "" is the model's default. options: adapter
-    settings that replace those of the model's file.
+    CUDA, float32 on the CPU) | float32 | float16 | bfloat16, or int8 | int4 for the matrices of the decoder's layers
+    and bfloat16 for the rest (`quantise.py`). preprocess: "" is the model's default. options: adapter settings that
+    replace those of the model's file.
     progress: called with a message and the fraction done, 0 ... 1, ascending.
-    Raises ConfigError (unknown model, option or choice), CheckpointError (missing, half or foreign checkpoint, hub out
-    of reach), DeviceError (no CUDA, or a dtype that the device does not compute).
+    Raises ConfigError (unknown model, option or choice, torchao missing), CheckpointError (missing, half or foreign
+    checkpoint, hub out of reach), DeviceError (no CUDA, or a dtype that the device does not compute).
     """
     defaults = model_defaults(name)
     own: Any = defaults["options"]

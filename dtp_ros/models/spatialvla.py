@@ -194,10 +194,10 @@ def load(request: LoadRequest) -> SpatialVlaAdapter:
     for part in (config.text, config.vision, config.depth, config.depth.backbone_config):
         part.dtype = kind
     assets = _load_assets(folder, config, settings)
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         network = SpatialVlaNetwork(config)
     tied = TIED if config.text.tie_word_embeddings else {}
-    ckpt.load_weights(network, folder, rename, tied, request.reading())
+    request.load_weights(network, network.language_model.model, folder, rename, tied, request.reading())
     network.language_model.set_attn_implementation("eager")  # fused attention has no softcap
     network.requires_grad_(False).eval()
     network.merge_action_embeddings()

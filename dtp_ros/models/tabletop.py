@@ -116,9 +116,9 @@ def load(request: LoadRequest) -> TabletopAdapter:
     kind = ckpt.resolve_dtype(request.dtype, place, "float32")
     statistics = load_statistics(folder, STATISTICS_KEY)
     tokenizer = _load_tokenizer(folder, config)
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         network = TabletopNetwork(config)
-    ckpt.load_weights(network, folder, lambda key: key, {}, request.reading())
+    request.load_weights(network, network.language_model, folder, lambda key: key, {}, request.reading())
     network.requires_grad_(False).eval()
     return TabletopAdapter(network, tokenizer, statistics)
 

@@ -233,9 +233,9 @@ def load(request: LoadRequest) -> UniVlaAdapter:
     codec = _load_codec(folder, settings)
     statistics = _load_statistics(folder, settings)
     vision = _load_vision(folder, settings, config.vocab_size, place, request.reading(FETCHED, 0.5))
-    with ckpt.blank_model(place, kind):
+    with request.blank_model(place, kind):
         model = Emu3ForCausalLM(config)
-    ckpt.load_weights(model, folder, lambda key: key, {}, request.reading(0.5))
+    request.load_weights(model, model.model, folder, lambda key: key, {}, request.reading(0.5))
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     assets = UniVlaAssets(text, vision, codec, statistics, config.max_position_embeddings)

@@ -35,6 +35,7 @@ class Inference:
             options=parsed_options(settings.model_options),
             progress=progress,
         )
+        self._dtype = settings.dtype
         self._policy = DtpPolicy(self.adapter)
         progress("warming up", 1.0)
         # What is wrong with the instruction is said at the step it belongs to.
@@ -50,7 +51,10 @@ class Inference:
     def about(self) -> dict[str, str]:
         """Where and as what it runs, for /diagnostics."""
         device = self.adapter.device
-        about = {"device": str(device), "dtype": str(self.adapter.dtype).removeprefix("torch.")}
+        kind = str(self.adapter.dtype).removeprefix("torch.")
+        if self._dtype not in ("auto", kind):
+            kind = f"{self._dtype}, computed in {kind}"
+        about = {"device": str(device), "dtype": kind}
         if device.type == "cuda":
             about |= {
                 "device_name": torch.cuda.get_device_name(device),

@@ -75,8 +75,8 @@ SPECS = (
     Spec("checkpoint", "tiny", "a folder, a hub id, `shipped` (tabletop), or `tiny`: a seeded random one", fixed=True),
     Spec("revision", "", "revision of a hub checkpoint; empty: the pinned one", fixed=True),
     Spec("device", "auto", "where the model runs", choices=("auto", "cpu", "cuda"), fixed=True),
-    Spec("dtype", "auto", "type of the weights; auto: what the device does best",
-         choices=("auto", "float32", "bfloat16", "float16"), fixed=True),
+    Spec("dtype", "auto", "type of the weights; auto: what the device does best; int8, int4: the decoder's in so few "
+         "bits, the rest bfloat16", choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"), fixed=True),
     Spec("preprocess", "", "which published preprocessing, where a model has several; empty: its default", fixed=True),
     Spec("model_options", "", "the model's own options that differ from config/models, as {name: value}", fixed=True),
     Spec("image_transport", "raw", "how images arrive", choices=("raw", "compressed"), fixed=True),

@@ -12,6 +12,7 @@ unconfigured, with the cause in the log and in /diagnostics, also when `autostar
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -173,6 +174,8 @@ class PolicyNode(LifecycleNodeMixin, Node):
     # In the worker
 
     def _load(self, settings: Settings) -> None:
+        for library in ("torchao", "torch.utils._pytree"):  # at their import they say at length what they do without
+            logging.getLogger(library).setLevel(logging.ERROR)
         with paused_collector():
             from dtp_ros.ros.inference import Inference
 

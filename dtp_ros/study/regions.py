@@ -22,8 +22,12 @@ PLACES = ("source", "target", "gripper")
 
 @dataclass(frozen=True)
 class Sight:
-    """One step of an episode: its trace, and whether source, target and gripper lie in the important region."""
+    """One step of an episode: what was seen, its trace, and whether the places lie in the important region.
 
+    inside: for source, target and gripper. success: whether the task was solved after the step.
+    """
+
+    observation: Observation
     trace: StepTrace
     inside: dict[str, bool]
     success: bool
@@ -55,6 +59,6 @@ def sights(policy: DtpPolicy, layout: Layout, pruning: PruningConfig) -> Iterato
                 episode.hold()
             else:
                 episode.act(result.chunk.actions[0])
-            yield Sight(result.trace, dict(zip(PLACES, inside, strict=True)), table.success())
+            yield Sight(observation, result.trace, dict(zip(PLACES, inside, strict=True)), table.success())
     finally:
         episode.close()

@@ -126,12 +126,12 @@ def test_devices_and_dtypes_that_are_not_there_are_refused():
         with pytest.raises(DeviceError, match="no CUDA device"):
             load_adapter("nora", "tiny", device="cuda")
         assert checkpoint.resolve_device("auto") == cpu
-    with pytest.raises(DeviceError, match=r"'float16' on the CPU \(valid there: auto, float32, bfloat16\)"):
+    with pytest.raises(DeviceError, match=r"'float16' on the CPU \(valid there: auto, float32, bfloat16, int8, int4\)"):
         load_adapter("nora", "tiny", device="cpu", dtype="float16")
     with pytest.raises(ConfigError, match="valid: auto, cpu, cuda"):
         checkpoint.resolve_device("gpu")
-    with pytest.raises(ConfigError, match="valid: auto, float32"):
-        checkpoint.resolve_dtype("int8", cpu, "bfloat16")
+    with pytest.raises(ConfigError, match="valid: auto, float32, float16, bfloat16, int8, int4"):
+        checkpoint.resolve_dtype("int2", cpu, "bfloat16")
     assert checkpoint.resolve_dtype("auto", cpu, "bfloat16") == torch.float32
     assert checkpoint.resolve_dtype("auto", torch.device("cuda"), "float16") == torch.float16
 

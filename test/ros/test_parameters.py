@@ -8,8 +8,18 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dtp_ros.errors import ConfigError
+from dtp_ros.models.checkpoint import DTYPES
 from dtp_ros.models.registry import model_defaults
-from dtp_ros.ros.parameters import FIXED, SPECS, ModelLimits, PolicyParameters, defaults, settings_from_values
+from dtp_ros.ros.inference import Inference
+from dtp_ros.ros.parameters import (
+    FIXED,
+    SPEC_BY_NAME,
+    SPECS,
+    ModelLimits,
+    PolicyParameters,
+    defaults,
+    settings_from_values,
+)
 
 DOMAIN = 71
 TINY_LIMITS = ModelLimits(num_layers=24, num_image_tokens=64, horizon=1)
@@ -77,6 +87,20 @@ def test_the_tiny_checkpoint_turns_the_grammar_on_unless_the_user_said_so(make):
     assert not make(checkpoint="tiny", fast_grammar=False)[1].settings.generation.fast_grammar
 
 
+def test_every_dtype_of_the_loaders_is_a_choice(make):
+    node, store, _ = make()
+    assert set(SPEC_BY_NAME["dtype"].choices) == {"auto", *DTYPES}
+    for name in ("int8", "int4"):
+        assert put(node, dtype=name).successful
+        assert store.settings.dtype == name
+
+
+def test_a_quantised_model_is_reported_as_one(make):
+    _, store, _ = make(model="tabletop", checkpoint="tiny", device="cpu", dtype="int8")
+    about = Inference(store.settings, lambda message, fraction: None).about()
+    assert about == {"device": "cpu", "dtype": "int8, computed in bfloat16"}
+
+
 def test_a_new_checkpoint_rereads_what_was_never_set(make):
     node, store, _ = make()
     assert put(node, tolerance=1.25).successful
@@ -97,6 +121,7 @@ def test_a_new_checkpoint_rereads_what_was_never_set(make):
     ({"tolerance": 1}, "write 1.0"),
     ({"sigma": float("nan")}, "8.0"),
     ({"variant": "on"}, "random_all"),
+    ({"dtype": "int2"}, "int4"),
     ({"relevance_layers": [3, 3]}, "twice"),
     ({"instruction": "x" * 2001}, "2000"),
     ({"base_frame": " "}, "empty"),
@@ -119,6 +144,7 @@ def test_an_override_that_cannot_stand_is_one_line(make, override, named):
     ({"tolerance": 1}, "DOUBLE"),
     ({"tolerance": "1.0"}, "DOUBLE"),
     ({"tolerance_mode": "auto"}, "min_entropy"),
+    ({"dtype": "fp8"}, "int8"),
     ({"tolerance_grid": [0.5, float("nan")]}, "2.0"),
     ({"tolerance_grid": [0.5, 3.0]}, "2.0"),
     ({"variant": ""}, "no_gaussian"),
