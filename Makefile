@@ -52,8 +52,11 @@ test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
-test-all: test $(OLDEST)/.ready ## the long checks too, and the layers below ROS under the oldest libraries
+test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, and the layers below ROS under the oldest libraries
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2
+	for path in sequential static; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --path $$path -m "not long and not own_path" test/engine test/models || exit 1; \
+	done
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile test/pruning test/engine test/models test/widowx
 
 $(OLDEST)/.ready: requirements/oldest.txt
