@@ -1,0 +1,1 @@
+"""Speed of the engine, measured: `make bench`. Not a part of the package."""
