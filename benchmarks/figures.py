@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.timing import Estimate, Seconds, ratio
 from dtp_ros.engine.types import StepTrace
+from dtp_ros.study.roofline import Machine, Precision, Vla, step_seconds
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ TARGETS: Mapping[str, Target] = {
     "time of a token / time to read its weights": Target(None, 1.5),
     "peak memory, DTP / clean": Target(1.10, 1.10),
     "clean step": Target(),
+    "step model, clean": Target(),
+    "step model, per_step action": Target(),
+    "step model, per_token action": Target(),
+    "step model, per_token all": Target(),
 }
 # Figures that are the ratio of one measurement to another, or to the sum of several.
 RATIOS: Mapping[str, tuple[str, ...]] = {
@@ -51,6 +56,10 @@ RATIOS: Mapping[str, tuple[str, ...]] = {
     "paper's recipe / per_token action": ("recipe", "token_action"),
     "stock generate / clean": ("stock", "clean"),
 }
+# What the step model calls what was measured.
+PREDICTED: Mapping[str, str] = {
+    "clean": "off", "step_action": "per_step", "token_action": "per_token action", "token_all": "per_token all",
+}  # fmt: skip
 MEMORY = "peak memory, DTP / clean"
 READING = "time of a token / time to read its weights"
 
@@ -105,6 +114,28 @@ def reading_figure(model: str, seconds: Seconds, tokens: int, read_seconds: floa
     return figure(model, READING, Estimate.of([s / read_seconds for s in each]), device, note=note)
 
 
+def prediction_figures(
+    model: Vla, seconds: Seconds, machine: Machine, precision: Precision, accepted: float, device: str
+) -> list[Figure]:
+    """How far the step model is off: predicted over measured, less 1. accepted: share of speculations that held."""
+    found = []
+    for name, mode in PREDICTED.items():
+        if name not in seconds:
+            continue
+        predicted = step_seconds(model, machine, precision, mode, accepted)
+        estimate = Estimate.of([predicted / s - 1 for s in seconds[name]])
+        label = "clean" if mode == "off" else "per_step action" if mode == "per_step" else mode
+        note = f"predicted {1e3 * predicted:.0f} ms"
+        found.append(figure(model.name, f"step model, {label}", estimate, device, unit="relative error", note=note))
+    return found
+
+
+def accepted_share(traces: Iterable[StepTrace]) -> float | None:
+    """Mean share of speculations that held, or None where none was made."""
+    shares = [share for share in (getattr(trace, "accepted", None) for trace in traces) if share is not None]
+    return float(np.mean(shares)) if shares else None
+
+
 def firing(traces: Sequence[StepTrace]) -> str:
     """How often DTP fired, how much it masked, and how often that changed the token, in words."""
     tokens = [token for trace in traces for token in trace.tokens]
@@ -113,5 +144,5 @@ def firing(traces: Sequence[StepTrace]) -> str:
     pruned = np.array([token.pruned for token in tokens])
     changed = np.mean([token.token_id != token.clean_id for token in tokens])
     words = f"fires at {np.mean(pruned > 0):.0%}, mean |D| {pruned.mean():.0f}, changes {changed:.0%} of tokens"
-    accepted = [share for share in (getattr(trace, "accepted", None) for trace in traces) if share is not None]
-    return f"{words}, accepts {np.mean(accepted):.0%}" if accepted else words
+    accepted = accepted_share(traces)
+    return words if accepted is None else f"{words}, accepts {accepted:.0%}"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.models import SHAPES, RandomAdapter, random_adapter
+from benchmarks.models import RandomAdapter, random_adapter
+from benchmarks.shapes import SHAPES
 from benchmarks.steps import clean_run, dtp_run, setting
 from dtp_ros.models.base import Observation
 

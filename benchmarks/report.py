@@ -45,6 +45,8 @@ def _bound(figure: Figure) -> str:
 def _cell(figure: Figure | None) -> str:
     if figure is None:
         return "-"
+    if figure.unit == "relative error":
+        return f"{100 * figure.value:+.0f} %; {figure.note}"
     unit = "" if figure.unit == "ratio" else f" {figure.unit}"
     low, high = figure.quartiles
     spread = f" ({low:.2f} ... {high:.2f})" if figure.runs > 1 else ""

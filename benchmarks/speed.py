@@ -19,7 +19,8 @@ import torch
 from benchmarks import figures as fig
 from benchmarks import report
 from benchmarks.memory import peak_bytes
-from benchmarks.models import SHAPES, RandomAdapter, random_adapter
+from benchmarks.models import RandomAdapter, random_adapter
+from benchmarks.shapes import SHAPES
 from benchmarks.paper_recipe import paper_step, stock_generate
 from benchmarks.steps import clean_run, dtp_run, prefill_run, setting
 from benchmarks.timing import Estimate, interleave, machine, read_bandwidth, set_threads
@@ -27,6 +28,8 @@ from dtp_ros.engine.types import StepTrace
 from dtp_ros.models.base import Observation, Prompt
 from dtp_ros.pruning.config import PruningConfig
 from dtp_ros.pruning.detect import distracting_tokens
+from dtp_ros.study.roofline import PRECISIONS
+from dtp_ros.study.step_model import measured_machine
 
 PROMPTS = 8
 HEAVY_REPEATS = 3  # of what takes a prefill a token
@@ -128,7 +131,11 @@ def measure_time(name: str, options: argparse.Namespace, device: torch.device) -
         found.append(fig.reading_figure(name, seconds, shape.tokens, read_seconds, kind))
     if "clean" in seconds:
         found.append(fig.figure(name, "clean step", Estimate.of(seconds["clean"]), kind, unit="s"))
-    return found
+    # Without speculation a step is as one in which every speculation fails, but for the second row.
+    accepted = fig.accepted_share(bench.traces["token_action"].values()) or 0.0
+    precision = next(p for p in PRECISIONS if p.name == options.dtype)
+    at_hand = measured_machine(device, options.dtype)
+    return found + fig.prediction_figures(adapter.sizes(), seconds, at_hand, precision, accepted, kind)
 
 
 def measure_memory(name: str, options: argparse.Namespace, device: torch.device) -> fig.Figure:
@@ -157,7 +164,7 @@ def main() -> int:
     options = parse()
     device = torch.device(options.device)
     set_threads(options.threads)
-    about = machine(device, getattr(torch, options.dtype))
+    about = machine(device, options.dtype)
     print(about, flush=True)
     found: list[fig.Figure] = []
     for name in options.models:
