@@ -137,12 +137,12 @@ def accepted_share(traces: Iterable[StepTrace]) -> float | None:
 
 
 def firing(traces: Sequence[StepTrace]) -> str:
-    """How often DTP fired, how much it masked, and how often that changed the token, in words."""
+    """How often DTP fired, the mean number of image tokens masked, and how often that changed a token, in words."""
     tokens = [token for trace in traces for token in trace.tokens]
     if not tokens:
         return ""
     pruned = np.array([token.pruned for token in tokens])
     changed = np.mean([token.token_id != token.clean_id for token in tokens])
-    words = f"fires at {np.mean(pruned > 0):.0%}, mean |D| {pruned.mean():.0f}, changes {changed:.0%} of tokens"
+    words = f"fires at {np.mean(pruned > 0):.0%}, masks {pruned.mean():.1f}, changes {changed:.0%} of tokens"
     accepted = accepted_share(traces)
     return words if accepted is None else f"{words}, accepts {accepted:.0%}"

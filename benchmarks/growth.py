@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,15 @@ class Sweep:
     values: Sequence[int]
     shape: Callable[[int], Shape]
 
+    def up_to(self, largest: int) -> Sweep:
+        """Without the larger values."""
+        return replace(self, values=[value for value in self.values if value <= largest])
+
 
 SWEEPS: Mapping[str, Sweep] = {
     "image": Sweep("image tokens", (64, 256, 1024, 4096), lambda n: growing(image_side=round(n**0.5))),
     "prompt": Sweep("words of the prompt", (16, 64, 256, 1024), lambda n: growing(words=n)),
-    "action": Sweep("action tokens", (2, 4, 8, 16, 32, 64), lambda n: growing(tokens=n)),
+    "action": Sweep("action tokens", (2, 4, 8, 16, 32), lambda n: growing(tokens=n)),
 }
 Curves = dict[str, list[float]]
 
@@ -76,33 +80,33 @@ def _step(adapter: RandomAdapter, prompt: Prompt, schedule: str, scope: str, _tu
 
 def draw(curves: Mapping[str, Curves], path: Path, title: str) -> None:
     """A column a sweep: above the time of a step, below that over the time without DTP."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), sharex="col", squeeze=False)
+    figure = Figure(figsize=(3.7 * len(curves), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(curves), sharex="col", squeeze=False)
     for column, (name, lines) in enumerate(curves.items()):
+        values = SWEEPS[name].values[: len(lines[CLEAN])]
         for label, seconds in lines.items():
             ratios = [value / clean for value, clean in zip(seconds, lines[CLEAN], strict=True)]
-            for row, values in enumerate(([1e3 * value for value in seconds], ratios)):
-                axes[row, column].plot(SWEEPS[name].values, values, marker="o", markersize=4, label=label)
-        _finish(axes[0, column], axes[1, column], SWEEPS[name])
+            for row, heights in enumerate(([1e3 * value for value in seconds], ratios)):
+                axes[row, column].plot(values, heights, marker="o", markersize=3, label=label)
+        _finish(axes[0, column], axes[1, column], SWEEPS[name].axis, values)
     axes[0, 0].set_ylabel("time of a step, ms")
     axes[1, 0].set_ylabel("over the time without DTP")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    figure.savefig(path, dpi=100)
 
 
-def _finish(above: Any, below: Any, sweep: Sweep) -> None:
+def _finish(above: Any, below: Any, label: str, values: Sequence[int]) -> None:
     above.set_xscale("log", base=2)
     above.set_yscale("log")
-    below.set_ylim(bottom=0)
-    below.set_xticks(sweep.values, [str(value) for value in sweep.values])
-    below.set_xlabel(sweep.axis)
+    below.axhline(1.0, color="black", linewidth=0.5)
+    below.set_ylim(bottom=0.8)
+    below.set_yscale("log", base=2)
+    below.yaxis.set_major_formatter("{x:g}")
+    below.set_xticks(values, [str(value) for value in values])
+    below.set_xlabel(label)
     for axis in (above, below):
         axis.grid(alpha=0.3, which="both")
 
@@ -115,12 +119,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
+    parser.add_argument("--largest", type=int, default=4096, help="leave out larger values")
     parser.add_argument("--picture", type=Path, default=Path("docs/performance_growth.png"))
     parser.add_argument("--json", type=Path, default=Path("out/bench/growth.json"))
     options = parser.parse_args()
     set_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    curves = {name: measure(SWEEPS[name], options.repeats, device, dtype) for name in options.sweeps}
+    sweeps = {name: SWEEPS[name].up_to(options.largest) for name in options.sweeps}
+    curves = {name: measure(sweep, options.repeats, device, dtype) for name, sweep in sweeps.items()}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(curves, indent=2) + "\n", encoding="utf-8")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -141,7 +141,7 @@ SPATIALVLA = Shape(
         "tie_word_embeddings": False,
     }),
     grid=(16, 16), before=0, after=20, tokens=12, actions=8194, bidirectional=True, first_position=1,
-    final_softcap=30.0, norms_after=True, weights=Weights(residual=0.06, embedding=1 / 32, head=0.2),
+    final_softcap=30.0, norms_after=True, weights=Weights(residual=0.04, embedding=1 / 32, head=0.2),
     config=PruningConfig(tolerance=0.5, top_k=109, relevance_layers=(4, 6)),
 )  # fmt: skip
 UNIVLA = Shape(
@@ -158,7 +158,7 @@ SHAPES: Mapping[str, Shape] = {shape.name: shape for shape in (NORA, SPATIALVLA,
 
 
 def growing(image_side: int = 8, words: int = 32, tokens: int = 7) -> Shape:
-    """A causal model of 0.1 B parameters with `image_side`^2 image tokens, `words` of text around, and `tokens` to say."""
+    """A causal model of 0.1 B parameters: `image_side`^2 image tokens, `words` of text around, `tokens` to say."""
     text = {
         "vocab_size": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": 640,
         "intermediate_size": 2560, "num_hidden_layers": 16, "num_attention_heads": 10, "num_key_value_heads": 2,

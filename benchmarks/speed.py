@@ -20,8 +20,8 @@ from benchmarks import figures as fig
 from benchmarks import report
 from benchmarks.memory import peak_bytes
 from benchmarks.models import RandomAdapter, random_adapter
-from benchmarks.shapes import SHAPES
 from benchmarks.paper_recipe import paper_step, stock_generate
+from benchmarks.shapes import SHAPES
 from benchmarks.steps import clean_run, dtp_run, prefill_run, setting
 from benchmarks.timing import Estimate, interleave, machine, read_bandwidth, set_threads
 from dtp_ros.engine.types import StepTrace
@@ -29,11 +29,11 @@ from dtp_ros.models.base import Observation, Prompt
 from dtp_ros.pruning.config import PruningConfig
 from dtp_ros.pruning.detect import distracting_tokens
 from dtp_ros.study.roofline import PRECISIONS
-from dtp_ros.study.step_model import measured_machine
+from dtp_ros.study.step_model import MACHINES, MODELS, measured_machine, table
 
 PROMPTS = 8
 HEAVY_REPEATS = 3  # of what takes a prefill a token
-GROUPS = ("time", "memory")
+PUBLISHED = ("bfloat16", "int8", "int4")  # precisions in the page's table of predictions
 
 
 class ModelBench:
@@ -173,6 +173,9 @@ def main() -> int:
         if not options.only or "memory" in options.only:
             found.append(measure_memory(name, options, device))
     report.write(found, about, options.json, options.table)
+    models = [model for model in MODELS if model.name != "tabletop"]  # the start of kernels is all of its time
+    precisions = [precision for precision in PRECISIONS if precision.name in PUBLISHED]
+    report.replace_between(options.table, "predictions", list(table(MACHINES, models, precisions)))
     return 0
 
 

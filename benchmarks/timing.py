@@ -38,12 +38,13 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each of `runs`, run in turns (A B C A B C ...) after one round that warms up.
 
-    Each gets the number of the round (0 in the warm-up too). limits: names that are run in the first so many rounds
-    only. On CUDA a measurement ends when the device is done.
+    Each gets the number of the round (0 in the warm-up too). limits: names of what takes long, and is run in the first
+    so many rounds only; on the CPU the others warm up for it. On CUDA a measurement ends when the device is done.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        timed(run, 0, device)
+    for name, run in runs.items():
+        if name not in limits or device.type == "cuda":
+            timed(run, 0, device)
     for turn in range(repeats):
         for name, run in runs.items():
             if turn < limits.get(name, repeats):
