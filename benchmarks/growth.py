@@ -95,20 +95,21 @@ def draw(curves: Mapping[str, Curves], path: Path, title: str) -> None:
     axes[1, 0].set_ylabel("over the time without DTP")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 def _finish(above: Any, below: Any, label: str, values: Sequence[int]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     above.set_xscale("log", base=2)
-    above.set_yscale("log")
-    below.axhline(1.0, color="black", linewidth=0.5)
-    below.set_ylim(bottom=0.8)
-    below.set_yscale("log", base=2)
-    below.yaxis.set_major_formatter("{x:g}")
     below.set_xticks(values, [str(value) for value in values])
     below.set_xlabel(label)
     for axis in (above, below):
-        axis.grid(alpha=0.3, which="both")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
     curves = {name: measure(sweep, options.repeats, device, dtype) for name, sweep in sweeps.items()}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(curves, indent=2) + "\n", encoding="utf-8")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     draw(curves, options.picture, f"a random model of 0.1 B parameters, {options.dtype}, {where}")
 
 

@@ -157,7 +157,12 @@ def _row(machine: Machine, model: Vla, precision: Precision) -> str:
     seconds = [step_seconds(model, machine, precision, mode, ACCEPTED) for mode in MODES]
     possible = [mode for mode, value in zip(MODES, seconds, strict=True) if value <= CONTROL_SECONDS]
     answer = "all" if len(possible) == len(MODES) else ", ".join(possible) or "none"
-    return f"{label} {' | '.join(f'{1e3 * value:.3g}' for value in seconds)} | {answer} |"
+    return f"{label} {' | '.join(map(_milliseconds, seconds))} | {answer} |"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits, and all of what is before the point."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def main() -> None:
