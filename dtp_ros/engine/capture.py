@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from dtp_ros.errors import CaptureError
 
 IMPLEMENTATION = "dtp_rows"
+FEW_ROWS = 32  # up to here a copy of the keys for each query head costs more than further rows
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,44 @@ def attention_rows(
     Returns:
         float32 [H, n, Lk].
     """
-    scores = _scores(query[0, :, rows].float(), key[0].float(), scaling, softcap)
-    return _masked(scores, mask[0][:, rows, : key.shape[2]]).softmax(dim=-1)
+    scores = _scores(query[:, :, rows].float(), key.float(), scaling, softcap)
+    return _masked(scores, mask[:, :, rows, : key.shape[2]])[0].softmax(dim=-1)
 
 
 def softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float
 ) -> Tensor:
-    """Attention with softcapped scores, which the fused kernel lacks: [1, Lq, H, d] in the model's dtype.
+    """Attention with softcapped scores, which the fused kernel lacks: [B, Lq, H, d] in the model's dtype.
 
     Scores in the model's dtype and the softmax in float32, as the eager form of Gemma 2 computes it.
     """
-    scores = _scores(query[0], key[0], scaling, softcap)
+    scores = _scores(query, key, scaling, softcap)
     if mask is not None:
-        scores = _masked(scores, mask[0][..., : key.shape[2]])
+        scores = _masked(scores, mask[..., : key.shape[2]])
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    num_key_heads = value.shape[1]
-    grouped = weights.reshape(num_key_heads, -1, weights.shape[-1]) @ value[0]
-    return grouped.reshape(*query.shape[1:]).transpose(0, 1).unsqueeze(0).contiguous()
+    batch, num_key_heads = value.shape[:2]
+    grouped = weights.reshape(batch, num_key_heads, -1, weights.shape[-1]) @ value
+    return grouped.reshape(query.shape).transpose(1, 2).contiguous()
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Fused attention of a few rows with grouped heads, [B, Lq, H, d], without a copy of the keys for each query head.
+
+    The heads of a group stand as further rows beside each other.
+    """
+    batch, num_heads, num_rows, width = query.shape
+    groups = num_heads // key.shape[1]
+    packed = query.reshape(batch, key.shape[1], groups * num_rows, width)
+    visible = mask[..., : key.shape[2]].repeat(1, 1, groups, 1)
+    output = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=visible, scale=scaling)
+    return output.reshape(query.shape).transpose(1, 2).contiguous()
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Scores [H, n, Lk] of query [H, n, d] and key [H_kv, Lk, d], without a copy of the keys for each query head."""
-    num_heads, num_rows, width = query.shape
-    grouped = query.reshape(key.shape[0], -1, width) @ key.transpose(1, 2) * scaling
-    scores = grouped.reshape(num_heads, num_rows, key.shape[1])
+    """Scores [B, H, n, Lk] of query [B, H, n, d] and key [B, H_kv, Lk, d]; the keys are not copied for query heads."""
+    batch, num_heads, num_rows, width = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, width) @ key.mT * scaling
+    scores = grouped.reshape(batch, num_heads, num_rows, key.shape[2])
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
@@ -134,6 +148,8 @@ def recording_attention(
         row_recorder.record(layer, query, key, attention_mask, scaling, softcap)
     if softcap is not None:
         return softcapped_attention(query, key, value, attention_mask, scaling, softcap), None
+    if attention_mask is not None and attention_mask.shape[1] == 1 and query.shape[2] <= FEW_ROWS:
+        return packed_attention(query, key, value, attention_mask, scaling), None
     output: Tensor = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )[0]

@@ -1,24 +1,23 @@
-"""The language model, pass by pass: prefill, step, rewind, masked step, masked prefill.
+"""The language model, pass by pass: prefill, steps, rows tried beside each other, masked and forked prefills.
 
 Every pass uses the same attention function and an explicit mask of the same form, so that nothing but the mask tells a
-pruned pass from a clean one. Positions are those of the sequence and never depend on what is masked.
+pruned pass from a clean one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
-from dtp_ros.engine.capture import RowRecorder, RowRequest, captured_states
-from dtp_ros.errors import CaptureError, ObservationError
-from dtp_ros.models.base import Prompt, VlaAdapter
+from dtp_ros.engine.cache import RowCache
+from dtp_ros.engine.passes import Output, Request
+from dtp_ros.engine.prefix import Prefix
+from dtp_ros.engine.sequence import TokenSequence
+from dtp_ros.errors import CaptureError
 from dtp_ros.pruning.relevance import attention_relevance, embedding_relevance
-
-Tail = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -26,193 +25,198 @@ class Pass:
     """What one forward pass gave for its last n rows.
 
     logits: float32 [n, vocabulary].
-    rows: their attention to the image, float32 [num_layers, H, n, N_v]; None where it was not asked for.
+    rows: attention to the image of the last rows, float32 [num_layers, H, <= n, N_v]; None where it was not asked for.
     """
 
     logits: Tensor
     rows: Tensor | None = None
 
-    def attention(self, row: int = 0) -> Tensor:
-        """Attention of one row to the image, [num_layers, H, N_v]; raises CaptureError where it was not captured."""
+    def attention(self, row: int = -1) -> Tensor:
+        """Attention of one captured row to the image, [num_layers, H, N_v]; raises CaptureError without any."""
         if self.rows is None:
             raise CaptureError("this pass captured no attention (valid: a pass run with capture)")
         return self.rows[:, :, row]
 
-
-class TokenSequence:
-    """The prompt, the forced prefix and the tokens kept so far, embedded once.
-
-    The vision tower is not run again: image features are part of the prompt's embeddings.
-    """
-
-    def __init__(self, adapter: VlaAdapter, prompt: Prompt) -> None:
-        """Raises ObservationError where prompt and actions exceed the model's sliding window."""
-        self.adapter = adapter
-        device = prompt.embeddings.device
-        image, instruction = prompt.layout.image.to(device), prompt.layout.prompt.to(device)
-        self.layout = replace(prompt.layout, image=image, prompt=instruction)
-        self.embeddings = prompt.embeddings
-        self.position_ids = prompt.position_ids.to(device)
-        self._next_position = prompt.next_position
-        self._prefix_length = prompt.embeddings.shape[1] if prompt.bidirectional else 0
-        for token_id in adapter.vocabulary.forced_prefix_ids:
-            self.append(token_id)
-        _require_window(adapter.text_model, len(self) + adapter.vocabulary.max_tokens)
-
-    def __len__(self) -> int:
-        """Number of tokens, N."""
-        return int(self.embeddings.shape[1])
-
-    def append(self, token_id: int) -> None:
-        """Add a token at the next position."""
-        device = self.embeddings.device
-        embedding = self.adapter.embed(torch.full((1, 1), token_id, dtype=torch.int64, device=device))
-        self.embeddings = torch.cat([self.embeddings, embedding], dim=1)
-        axes = self.position_ids.shape[:-1]
-        position = torch.full((*axes, 1), self._next_position, dtype=torch.int64, device=device)
-        self.position_ids = torch.cat([self.position_ids, position], dim=-1)
-        self._next_position += 1
-
-    def mask(self, start: int, stop: int, hidden: Tensor | None = None) -> Tensor:
-        """Which of the keys 0 ... stop - 1 the rows start ... stop - 1 see: bool [1, 1, stop - start, stop].
-
-        Causal, or bidirectional among the rows of a prefix LM's prompt. `hidden` [N_v] are image tokens masked as keys
-        in all these rows; a row that is itself such a token keeps itself, so that no row is wholly masked (nobody
-        reads it: the result is that of removing the token).
-        """
-        device = self.embeddings.device
-        rows = torch.arange(start, stop, device=device)[:, None]
-        keys = torch.arange(stop, device=device)
-        visible = (keys <= rows) | ((rows < self._prefix_length) & (keys < self._prefix_length))
-        if hidden is not None:
-            masked = torch.zeros(stop, dtype=torch.bool, device=device)
-            masked[self.layout.image] = hidden
-            visible = visible & (~masked | (keys == rows))
-        return visible[None, None]
+    def split(self) -> list[Pass]:
+        """A pass of one row each, all captured."""
+        count = len(self.logits)
+        rows = [None] * count if self.rows is None else self.rows.tensor_split(count, dim=2)
+        return [Pass(*parts) for parts in zip(self.logits.tensor_split(count), rows, strict=True)]
 
 
 class Chain:
-    """A key/value cache over a `TokenSequence`, and the passes that fill it."""
+    """A key/value cache over a `TokenSequence`, and the passes that fill it.
 
-    def __init__(self, sequence: TokenSequence) -> None:
+    It holds the sequence's tokens in order, as far as it has come, or all but those that were taken out (`without`).
+    """
+
+    def __init__(self, sequence: TokenSequence, cache: RowCache | None = None) -> None:
         self._sequence = sequence
-        # Not by config: with explicit masks within the window (checked) sliding layers are plain ones.
-        self._cache = DynamicCache()
-        self._length = 0
-
-    def prefill(self, relevance_layers: Sequence[int]) -> tuple[Pass, Tensor]:
-        """The clean prefill: the pass of its last row, and the relevance R of the image tokens, float32 [N_v].
-
-        R is read from attention (Eq. 1) or from the residual stream (Eq. 2), as the model's layout says. Raises
-        CaptureError where a layer recorded nothing.
-        """
-        layout, stop = self._sequence.layout, len(self._sequence)
-        by_attention = layout.relevance == "attention"
-        rows = self._last_rows(stop, 1)
-        if by_attention:
-            rows |= {layer: torch.cat([layout.prompt, rows[layer]]) for layer in relevance_layers}
-        hooked = () if by_attention else tuple(relevance_layers)
-        with captured_states(self._sequence.adapter.layers(), hooked) as states:
-            hidden, recorded = self._forward(0, stop, self._sequence.mask(0, stop), rows)
-        if by_attention:
-            relevance = attention_relevance([recorded[layer][:, :-1] for layer in relevance_layers])
-        else:
-            missing = [layer for layer in relevance_layers if layer not in states]
-            if missing:
-                raise CaptureError(f"no hidden states were captured after the layers {missing}")
-            relevance = embedding_relevance(
-                [states[layer][0, layout.prompt] for layer in relevance_layers],
-                [states[layer][0, layout.image] for layer in relevance_layers],
-            )
-        return self._pass(hidden, recorded, 1), relevance
-
-    def extend(self, hidden: Tensor | None = None, *, capture: bool = False, count: int = 1) -> Pass:
-        """Run every token that is not in the cache yet, with the image tokens `hidden` [N_v] masked in these rows.
-
-        Returns the pass of the last `count` rows, with their attention if `capture`. On an empty cache this is a
-        masked prefill.
-        """
-        start, stop = self._length, len(self._sequence)
-        rows = self._last_rows(stop - start, count) if capture else {}
-        states, recorded = self._forward(start, stop, self._sequence.mask(start, stop, hidden), rows)
-        return self._pass(states, recorded, count)
-
-    def replay(self, count: int) -> Pass:
-        """The last `count` rows again, clean and captured, each reading the cache as it was kept before that row.
-
-        One pass of `count` independent rows: row i sees the kept rows before it and itself, not the other replayed
-        ones. The cache is left as it was.
-        """
-        start, stop = self._length - count, self._length
-        device = self._sequence.embeddings.device
-        kept = self._sequence.mask(start, stop).tril(start - 1)
-        mask = torch.cat([kept, torch.eye(count, dtype=torch.bool, device=device)[None, None]], dim=-1)
-        states, recorded = self._forward(start, stop, mask, self._last_rows(count, count))
-        self.rewind(count)
-        return self._pass(states, recorded, count)
-
-    def rewind(self, count: int = 1) -> None:
-        """Forget the last `count` rows of the cache; the sequence stays."""
-        self._cache.crop(-count)
-        self._length -= count
+        self._cache = cache or sequence.passes.cache(sequence.capacity, 0)
+        self._tokens = torch.arange(0, device=sequence.device)  # which token each row of the cache is
+        self._reached = 0  # tokens of the sequence that are dealt with
+        self._removed: Tensor | None = None  # bool [capacity]
+        self._hidden: Tensor | None = None  # [k, 1, N_v], masked in all rows
 
     @property
     def complete(self) -> bool:
         """Whether every token of the sequence is in the cache."""
-        return self._length == len(self._sequence)
+        return self._reached == len(self._sequence)
 
-    def tail(self) -> Tail:
-        """A copy of the last row's keys and values, a pair a layer."""
-        return [(layer.keys[..., -1:, :].clone(), layer.values[..., -1:, :].clone()) for layer in self._cache.layers]
+    def prefill(self, relevance_layers: Sequence[int]) -> tuple[Pass, Tensor]:
+        """The clean prefill: the pass of its last row, and the relevance R of the image tokens, float32 [N_v].
 
-    def replace_tail(self, tail: Tail) -> None:
-        """Put `tail` in place of the last row's keys and values."""
-        for layer, (keys, values) in zip(self._cache.layers, tail, strict=True):
-            layer.keys[..., -1:, :] = keys
-            layer.values[..., -1:, :] = values
+        R is read from attention (Eq. 1) or from the residual stream (Eq. 2), as the model's layout says. Rows of text
+        before the image are those of the step before, where they are the same. Raises CaptureError where a layer
+        recorded nothing.
+        """
+        layout, passes = self._sequence.layout, self._sequence.passes
+        by_attention = layout.relevance == "attention"
+        layers = () if by_attention else tuple(relevance_layers)
+        known = passes.prefix if passes.prefix and passes.prefix.serves(self._sequence, layers) else None
+        if known is not None:
+            self._begin(known.cache, self._sequence.text_length)
+        start = self._reached
+        wanted = self._last_rows(len(self._sequence) - start, 1)
+        if by_attention:
+            wanted |= dict.fromkeys(relevance_layers, torch.cat([layout.prompt - start, wanted[0]]))
+        output = self._run(self._pending(), wanted=wanted, states=layers)
+        missing = [layer for layer in layers if layer not in output.states]
+        if missing:
+            raise CaptureError(f"no hidden states were captured after the layers {missing}")
+        instruction = known.states if known else {n: output.states[n][0, layout.prompt].clone() for n in layers}
+        if known is None:
+            passes.prefix = Prefix.of(self._sequence, self._cache, instruction)
+        if by_attention:
+            relevance = attention_relevance([output.attention[layer][:, :-1] for layer in relevance_layers])
+        else:
+            image = [output.states[layer][0, layout.image - start] for layer in layers]
+            relevance = embedding_relevance([instruction[layer] for layer in layers], image)
+        return self._pass(output.hidden[0, -1:], output, 1), relevance
+
+    def extend(self, *, capture: bool = False, count: int = 1) -> Pass:
+        """Run every token that is not in the cache yet; the pass of the last `count` rows, captured if `capture`.
+
+        Of a batch (`branches`): logits [k, vocabulary] of the last row of each.
+        """
+        rows = self._pending()
+        output = self._run(rows, hidden=self._hidden, wanted=self._last_rows(len(rows), count if capture else 0))
+        return self._pass(output.hidden[:, -count:].flatten(0, 1), output, count)
+
+    def attempt(self, tokens: Sequence[int], masks: Sequence[Tensor | None], *, keep: int, captured: int = 0) -> Pass:
+        """Run rows of the last tokens beside each other in one pass.
+
+        A row sees the rows in the cache of earlier tokens, itself, and the kept ones of this pass of earlier tokens.
+
+        Args:
+            tokens: which token each row is, ascending among those that are kept.
+            masks: image tokens hidden from each row, bool [N_v], or None.
+            keep: so many rows stay in the cache, the first ones; the others see only what was there before them.
+            captured: the attention of so many rows is captured, the last ones.
+        """
+        rows = torch.tensor(tokens, device=self._sequence.device)
+        nothing = torch.zeros(len(self._sequence.layout.image), dtype=torch.bool, device=self._sequence.device)
+        hidden = torch.stack([nothing if mask is None else mask for mask in masks])[None]
+        output = self._run(rows, keep=keep, hidden=hidden, wanted=self._last_rows(len(rows), captured))
+        return self._pass(output.hidden[0], output, captured)
+
+    def adopt(self, index: int) -> None:
+        """Put row `index` of the last pass, which was not kept, in the place of the cache's last one."""
+        self._cache.move(self._cache.length + index, self._cache.length - 1)
+
+    def rewind(self, count: int = 1) -> None:
+        """Forget the last `count` tokens; the sequence stays."""
+        self._cache.length -= count
+        self._tokens = self._tokens[:-count]
+        self._reached -= count
+
+    def without(self, mask: Tensor) -> Chain:
+        """A chain of the same tokens but for the image tokens `mask` [N_v], which are taken out; still to be extended.
+
+        Rows before the first of these never saw them, and serve again. Where shapes are fixed they are masked instead.
+        """
+        sequence = self._sequence
+        if sequence.passes.static:
+            chain = Chain(sequence, sequence.passes.cache(sequence.capacity, 1))
+            chain._hidden = mask[None, None]
+            return chain
+        chain = self._fork(mask, 1)
+        chain._removed = torch.zeros(sequence.capacity, dtype=torch.bool, device=sequence.device)
+        chain._removed[sequence.layout.image] = mask
+        return chain
+
+    def branches(self, masks: Tensor) -> Chain:
+        """A batch of k chains of the same tokens, each with the image tokens of its mask [k, N_v] masked in all."""
+        chain = self._fork(masks.any(dim=0), len(masks))
+        chain._hidden = masks[:, None]
+        return chain
+
+    def select(self, index: int) -> None:
+        """Go on as one of the batch."""
+        if self._hidden is not None:
+            self._cache.select(index)
+            self._hidden = self._hidden[index : index + 1]
+
+    def _fork(self, mask: Tensor, batch: int) -> Chain:
+        """A chain that has come as far as no row has seen an image token of `mask` [N_v]."""
+        cache = RowCache(self._sequence.adapter.num_layers)
+        cache.reserve(self._sequence.capacity)
+        chain = Chain(self._sequence, cache)
+        seen = self._sequence.layout.image[mask]
+        shared = int(seen.min()) if len(seen) and not self._sequence.prefix_length else 0
+        chain._begin(self._cache, shared, batch)
+        return chain
+
+    def _begin(self, cache: RowCache, length: int, batch: int = 1) -> None:
+        """Take over the first `length` tokens from another cache."""
+        self._cache.take(cache, length, batch)
+        self._tokens, self._reached = torch.arange(length, device=self._sequence.device), length
+
+    def _pending(self) -> Tensor:
+        rows = torch.arange(self._reached, len(self._sequence), device=self._sequence.device)
+        return rows if self._removed is None else rows[~self._removed[rows]]
 
     def _last_rows(self, length: int, count: int) -> dict[int, Tensor]:
-        rows = torch.arange(length - count, length, device=self._sequence.embeddings.device)
+        """The last `count` of `length` rows, for every layer; nothing for none."""
+        if not count:
+            return {}
+        rows = torch.arange(length - count, length, device=self._sequence.device)
         return dict.fromkeys(range(self._sequence.adapter.num_layers), rows)
 
-    def _forward(
-        self, start: int, stop: int, mask: Tensor, rows: Mapping[int, Tensor]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run the tokens start ... stop - 1; their hidden states [stop - start, hidden], and the recorded rows."""
-        sequence, model = self._sequence, self._sequence.adapter.text_model
-        recorder = RowRecorder(RowRequest(sequence.layout.image, rows)) if rows else None
-        output = model(
-            inputs_embeds=sequence.embeddings[:, start:stop],
-            position_ids=sequence.position_ids[..., start:stop],
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            row_recorder=recorder,
+    def _run(
+        self,
+        rows: Tensor,
+        *,
+        keep: int | None = None,
+        hidden: Tensor | None = None,
+        wanted: Mapping[int, Tensor],
+        states: tuple[int, ...] = (),
+    ) -> Output:
+        """Run the tokens `rows` [n] and keep the first `keep` (all) in the cache."""
+        sequence, start = self._sequence, self._cache.length
+        keep = len(rows) if keep is None else keep
+        tokens = torch.cat([self._tokens, rows])
+        keys = tokens.clone()
+        keys[start + keep :] = -1
+        place = torch.arange(len(tokens), device=sequence.device)
+        request = Request(
+            embeddings=sequence.embeddings[:, rows].expand(1 if hidden is None else len(hidden), -1, -1),
+            position_ids=sequence.position_ids[..., rows],
+            mask=sequence.mask(rows, keys, place == place[start:, None], hidden),
+            columns=sequence.layout.image,
+            attention=wanted,
+            states=states,
         )
-        self._length += stop - start
-        recorded = {} if recorder is None else recorder.recorded(_implementation(model))
-        return output.last_hidden_state[0], recorded
+        output = sequence.passes.run(request, self._cache)
+        self._cache.length += keep
+        self._tokens = tokens[: start + keep]
+        self._reached = len(sequence) if keep else self._reached
+        return output
 
-    def _pass(self, hidden: Tensor, recorded: Mapping[int, Tensor], count: int) -> Pass:
-        logits = self._sequence.adapter.logits(hidden[-count:])
-        if not recorded:
+    def _pass(self, hidden: Tensor, output: Output, count: int) -> Pass:
+        """hidden: of the rows whose logits are wanted, [n, hidden]; count: rows that were captured last."""
+        logits = self._sequence.logits(hidden)
+        if not output.attention:
             return Pass(logits)
         layers = range(self._sequence.adapter.num_layers)
-        return Pass(logits, torch.stack([recorded[layer][:, -count:] for layer in layers]))
-
-
-def _implementation(model: nn.Module) -> str:
-    return str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
-
-
-def _require_window(model: nn.Module, length: int) -> None:
-    """Raise ObservationError where some layer of `model` would not see all of `length` tokens."""
-    config = getattr(model, "config", None)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or any(kind == "sliding_attention" for kind in kinds)
-    if window is not None and slides and length > window:
-        raise ObservationError(
-            f"prompt and action tokens take {length} positions, more than the model's sliding window "
-            f"(valid: up to {window}); shorten the instruction"
-        )
+        return Pass(logits, torch.stack([output.attention[layer][:, -count:] for layer in layers]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,15 @@ class Detector:
     """Region, pattern and masks of one step, under one configuration.
 
     relevance: R, float32 [N_v]; smoothed: the map that the region I, bool [N_v], was read from.
+    tolerances: those that are tried, falling: one under a fixed tolerance, the grid under `min_entropy`.
     """
 
     def __init__(self, config: PruningConfig, layout: TokenLayout, relevance: Tensor, step: int) -> None:
         self._config = config
         self._step = step
         self._weights: Tensor | None = None
+        fixed = config.tolerance_mode == "fixed" or config.variant == "off"
+        self.tolerances = (config.tolerance,) if fixed else tuple(sorted(set(config.tolerance_grid), reverse=True))
         self.relevance = relevance
         self.region, self.smoothed = important_region(
             relevance,
@@ -51,24 +55,21 @@ class Detector:
             self._weights = layer_weights(rows)
         return visual_attention_pattern(rows, self._weights)
 
-    def candidates(self, pattern: Tensor, token: int) -> list[Candidate]:
-        """The distinct masks for a token, the largest tolerance (and so the smallest mask) first.
+    def masks(self, pattern: Tensor, token: int) -> Tensor:
+        """The mask of each of `tolerances` for a token, bool [T, N_v]: each contains the one before."""
+        return torch.stack([self._mask(pattern, tolerance, token) for tolerance in self.tolerances])
 
-        One under a fixed tolerance; under `min_entropy` those of the grid, equal ones merged.
+    def candidates(self, masks: Tensor, counts: Sequence[int]) -> list[Candidate]:
+        """The distinct ones among `masks` [T, N_v], the largest tolerance first; `counts` says how many each prunes.
+
+        Each mask contains the one before it, so those of equal count are equal.
         """
-        config = self._config
-        fixed = config.tolerance_mode == "fixed" or config.variant == "off"
-        tolerances = (config.tolerance,) if fixed else sorted(set(config.tolerance_grid), reverse=True)
-        found: list[Candidate] = []
-        for tolerance in tolerances:
-            mask = self._mask(pattern, tolerance, token)
-            if not any(torch.equal(mask, other.mask) for other in found):
-                found.append(Candidate(tolerance, mask, empty=not bool(mask.any())))
-        return found
+        firsts = [i for i, count in enumerate(counts) if count not in counts[:i]]
+        return [Candidate(self.tolerances[i], masks[i], empty=counts[i] == 0) for i in firsts]
 
-    def nothing(self) -> Candidate:
-        """The empty mask."""
-        return Candidate(self._config.tolerance, torch.zeros_like(self.region), empty=True)
+    def nothing(self) -> Tensor:
+        """The empty mask, bool [1, N_v]."""
+        return torch.zeros_like(self.region)[None]
 
     def _mask(self, pattern: Tensor, tolerance: float, token: int) -> Tensor:
         config = self._config

@@ -18,12 +18,14 @@ class GenerationConfig:
     """How tokens become the published chunk, besides pruning; raises ConfigError out of range.
 
     fast_grammar: restrict FAST tokens to sequences that decode.
+    speculative: in scope `action`, run the next token with a masked one, as if pruning did not change it.
     ensemble: `off`, `published` (mean of increments, element by element), or `rotation` (rotations averaged on SO(3)).
     ensemble_weight: k in w = exp(k * age rank), newest heaviest.
     control_frequency: actions per second, Hz; places older chunks in time.
     """
 
     fast_grammar: bool = False
+    speculative: bool = True
     ensemble: str = "off"
     ensemble_weight: float = 0.8
     control_frequency: float = 5.0
@@ -44,6 +46,7 @@ class TokenTrace:
     unimportant_attention: sum of A over U.
     entropy_clean, entropy_refined: H(Y | V_A) in nats over action and end tokens (Eq. 6).
     grammar_intervened: the grammar changed the choice.
+    accepted: whether the next token, run with this one as if pruning did not change it, was right; None where none was.
     """
 
     token_id: int
@@ -56,6 +59,7 @@ class TokenTrace:
     score_clean: float
     score_refined: float
     grammar_intervened: bool = False
+    accepted: bool | None = None
 
     @property
     def pruned(self) -> int:
@@ -102,6 +106,12 @@ class StepTrace:
     def fire_rate(self) -> float:
         """Share of the step's tokens with a non-empty mask, 0 ... 1."""
         return float(np.mean([t.pruned > 0 for t in self.tokens]))
+
+    @property
+    def accepted(self) -> float | None:
+        """Share of tokens that were run ahead rightly, 0 ... 1; None where none was."""
+        attempts = [t.accepted for t in self.tokens if t.accepted is not None]
+        return float(np.mean(attempts)) if attempts else None
 
     def mean(self, figure: str) -> float:
         """Mean over tokens of a figure of TokenTrace, e.g. `entropy_clean`."""

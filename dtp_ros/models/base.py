@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -83,6 +84,13 @@ class ActionVocabulary:
     min_tokens: int = 1
     max_tokens: int = 7
 
+    @cached_property
+    def support(self) -> Tensor:
+        """Action and end ids, int64 [K], ascending: what may be emitted, and what entropies are taken over."""
+        ends = torch.tensor(self.end_ids, dtype=torch.int64)
+        support: Tensor = torch.unique(torch.cat([self.action_ids, ends]))
+        return support
+
 
 class Grammar(Protocol):
     """Restricts generation to sequences that decode (FAST models)."""
@@ -131,6 +139,9 @@ class VlaAdapter(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary], float32, of last hidden states [..., hidden] (final softcap included)."""
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """The logits [..., K] of `vocabulary.support` alone, for which no other row of the head is read."""
 
     def grammar(self) -> Grammar | None:
         """The grammar of the action tokens, or None where every sequence decodes."""

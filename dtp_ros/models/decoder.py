@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtp_ros.models.base import Grammar
+from dtp_ros.models.base import ActionVocabulary, Grammar
 
 
 class DecoderAdapter:
@@ -21,10 +21,14 @@ class DecoderAdapter:
     num_cameras = 1
     needs_state = False
     needs_intrinsics = False
+    vocabulary: ActionVocabulary
 
-    def __init__(self, text_model: nn.Module, head: nn.Module) -> None:
+    def __init__(self, text_model: nn.Module, head: nn.Module, softcap: float | None = None) -> None:
+        """softcap: c, where logits are c tanh(logits / c), or None."""
         self.text_model = text_model
         self._head = head
+        self._softcap = softcap
+        self._action_head: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -55,7 +59,20 @@ class DecoderAdapter:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., vocabulary] of last hidden states."""
-        logits: Tensor = self._head(hidden)
+        return self._capped(self._head(hidden))
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., K] of `vocabulary.support`; its rows of the head are copied at the first call."""
+        if self._action_head is None:
+            head: Any = self._head
+            rows = self.vocabulary.support.to(head.weight.device)
+            bias = getattr(head, "bias", None)
+            self._action_head = head.weight[rows], None if bias is None else bias[rows]
+        return self._capped(nn.functional.linear(hidden, *self._action_head))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits.float()
 
     def grammar(self) -> Grammar | None:

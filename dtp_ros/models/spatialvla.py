@@ -105,12 +105,11 @@ class SpatialVlaAdapter(DecoderAdapter):
     ) -> None:
         config = network.config
         language_model: Any = network.language_model
-        super().__init__(language_model.model, language_model.lm_head)
+        super().__init__(language_model.model, language_model.lm_head, config.text.final_logit_softcapping)
         self.network = network
         self._assets = assets
         self._preprocess = require_choice("preprocess", preprocess, PREPROCESS)
         self._lower_case = lower_case
-        self._softcap: float | None = config.text.final_logit_softcapping
         self.grid = (config.rows, config.rows)
         self.horizon = assets.horizon
         first = config.first_action_id
@@ -156,13 +155,6 @@ class SpatialVlaAdapter(DecoderAdapter):
             return _camera(observation.intrinsics, width, height, self.network.config.vision.image_size)
         except ValueError as error:
             raise ObservationError(str(error)) from None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of last hidden states, softcapped."""
-        logits: Tensor = self._head(hidden)
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits.float()
 
     def grammar(self) -> StepGrammar:
         """The order of the kinds of tokens."""

@@ -6,6 +6,7 @@ accepted is decided here in both cases.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -170,6 +171,7 @@ def compressed_image_to_ros(rgb: Rgb, stamp: Time, frame_id: str, kind: str = "j
     return message
 
 
+@functools.cache  # an import that fails is sought anew each time
 def _cv_bridge() -> CvBridge | None:
     """A bridge where cv_bridge is installed and fits this numpy, else None."""
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import StepResult
+from dtp_ros.errors import ObservationError
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter
 from dtp_ros.ros.parameters import ModelLimits, Settings, parsed_options
@@ -34,6 +36,10 @@ class Inference:
             progress=progress,
         )
         self._policy = DtpPolicy(self.adapter)
+        progress("warming up", 1.0)
+        # What is wrong with the instruction is said at the step it belongs to.
+        with suppress(ObservationError):
+            self._policy.warm_up(settings.instruction, settings.pruning, settings.generation)
 
     @property
     def limits(self) -> ModelLimits:

@@ -100,6 +100,7 @@ SPECS = (
     Spec("relevance_layers", list(_P.relevance_layers), "layers of the relevance map, counted from 0"),
     Spec("seed", _P.seed, "seed of the random variants", (0, MAX_SEED)),
     Spec("fast_grammar", _G.fast_grammar, "only FAST tokens that decode; on by default for the tiny checkpoint"),
+    Spec("speculative", _G.speculative, "mask_scope action: run the next token with a masked one; the tokens stay"),
     Spec("execute_horizon", 1, "actions of a chunk executed before the next image is looked at", (1, MAX_HORIZON)),
     Spec("publish_whole_chunk", True, "also the actions beyond execute_horizon, to go on with until the next chunk"),
     Spec("ensemble", _G.ensemble, "how overlapping chunks are averaged", choices=ENSEMBLES),
@@ -146,6 +147,11 @@ class Settings:
     def acting(self) -> bool:
         """Whether there is an instruction to act on."""
         return bool(self.instruction.strip())
+
+    @property
+    def period(self) -> float:
+        """For how long the executed actions of a chunk last, s: a step that takes longer is an overrun."""
+        return self.execute_horizon / self.control_frequency
 
     def require_fits(self, model: ModelLimits) -> None:
         """Raise ConfigError where the loaded model has no such layer, token or action."""

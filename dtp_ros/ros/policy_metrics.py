@@ -19,6 +19,7 @@ from std_msgs.msg import Float32
 from dtp_ros.engine.types import StepTrace
 from dtp_ros.ros.frames import FRAME_CAUSES
 from dtp_ros.ros.images import IMAGE_CAUSES
+from dtp_ros.ros.pace import Pace
 from dtp_ros.ros.trace import step_figures
 
 METRICS = (
@@ -51,11 +52,12 @@ class MetricPublishers:
 class Figures:
     """Counts and rolling figures of a node's life; any thread may write, any may read.
 
-    `restart` begins a new episode: the rolling figures start again, drops and holds go on counting.
+    `restart` begins a new episode: the rolling figures start again, drops, holds and overruns go on counting.
     """
 
     drops: Counter[str] = field(default_factory=Counter)
     holds: int = 0
+    overruns: int = 0
     steps: int = 0
     skipped: int = 0
     refused_instructions: int = 0
@@ -93,10 +95,11 @@ class Figures:
             self.refused_instructions += 1
             self.last_error = reason
 
-    def step(self, trace: StepTrace, latency: float | None, hold_reason: str) -> None:
+    def step(self, trace: StepTrace, latency: float | None, hold_reason: str, pace: Pace) -> None:
         """Take in a step; latency in s, None where it held."""
         with self._lock:
             self.steps += 1
+            self.overruns += pace.overrun
             self._ended.append(time.monotonic())
             self._fired.append(trace.fire_rate)
             self._hold_reason = hold_reason
@@ -144,6 +147,7 @@ class Figures:
                 "latency_p50": f"{p50:.3f}",
                 "latency_p95": f"{p95:.3f}",
                 "fire_rate": f"{np.mean(self._fired) if self._fired else np.nan:.3f}",
+                "overruns": str(self.overruns),
                 "holds": str(self.holds),
                 "dropped": str(self.drops.total() if hasattr(self.drops, "total") else sum(self.drops.values())),
                 **{f"dropped_{cause}": str(self.drops[cause]) for cause in DROP_CAUSES},

@@ -12,6 +12,7 @@ unconfigured, with the cause in the log and in /diagnostics, also when `autostar
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections import deque
@@ -37,6 +38,7 @@ from dtp_ros.errors import DtpError, ObservationError
 from dtp_ros.ros.compat import HAS_MESSAGE_INFO, LastingExecutor
 from dtp_ros.ros.conversions import action_chunk_to_ros
 from dtp_ros.ros.debug_images import DebugImages
+from dtp_ros.ros.pace import PaceWatch
 from dtp_ros.ros.parameters import PolicyParameters, Settings
 from dtp_ros.ros.policy_inputs import Frame, PolicyInputs
 from dtp_ros.ros.policy_metrics import Figures, MetricPublishers, status_to_ros
@@ -197,17 +199,20 @@ class PolicyNode(LifecycleNodeMixin, Node):
         settings, model = self.settings, self._model
         if model is None or not self._inputs.require_current(frame, settings):
             return
+        watch = PaceWatch(self.get_clock(), frame.stamp_ns)
         try:
             result = model.step(frame, settings)
         except ObservationError as error:
             self._figures.drop("observation", str(error))
             return
         latency = self._publish_chunk(frame, result, settings)
+        pace = watch.stop(settings.period)
         if not self._inputs.is_current(frame):
             return
-        self._figures.step(result.trace, latency, result.hold_reason)
+        # What follows is for the eye: the command is on its way already.
+        self._figures.step(result.trace, latency, result.hold_reason, pace)
         self._metrics.publish(result.trace, latency)
-        self._traces.publish(trace_to_ros(result, settings, frame.stamp, frame.frame_id, latency))
+        self._traces.publish(trace_to_ros(result, settings, frame.stamp, frame.frame_id, latency, pace))
         self._debug_images.publish(frame.images[0], result.trace, settings.overlay_alpha, frame.stamp, frame.frame_id)
 
     def _publish_chunk(self, frame: Frame, result: StepResult, settings: Settings) -> float | None:
@@ -274,6 +279,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         model = self._model
         about = {"state": self._state, "model": settings.model, "checkpoint": settings.checkpoint}
         about |= {"device": "", "dtype": ""} if model is None else model.about()
+        about["period"] = f"{settings.period:.3f}"
         waiting = self._state
         if waiting == "active":
             waiting = self._figures.waiting() if settings.acting else "waits for an instruction"
@@ -286,6 +292,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C or SIGTERM; exit code 0, or 1 with one line where a parameter cannot stand."""
+    # Before torch is opened: threads that spin while they wait for each other take the cores that carry images and
+    # commands; with other work on two cores they made steps five to nine times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     rclpy.init(args=args)
     try:
         # Opening its library stops every thread for 0.3 s or more: better before there are services to answer.

@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from numpy.typing import NDArray
 
 from dtp_ros.engine.types import StepResult, StepTrace
+from dtp_ros.ros.pace import Pace
 from dtp_ros.ros.parameters import Settings
 
 TRACE_NAME = "dtp_policy: step"
@@ -34,16 +35,18 @@ def step_figures(trace: StepTrace) -> dict[str, float]:
 
 
 def trace_to_ros(
-    result: StepResult, settings: Settings, stamp: Time, frame_id: str, latency: float | None
+    result: StepResult, settings: Settings, stamp: Time, frame_id: str, latency: float | None, pace: Pace
 ) -> DiagnosticArray:
     """One status with everything about a step. latency: s from image stamp to publication, None where it held.
 
     Keys: `step`, `hold_reason`, `instruction`, `model`, `checkpoint`; the figures of step_figures, `score_clean`,
-    `score_refined`, `latency`, `seconds_<stage>`; `actions` [H, 7]; `grid` [rows, cols]; `relevance`, `relevance_raw`,
-    `attention` (row-major, mean over the tokens), `region` (token indices); by generated token `token_ids`,
-    `token_clean_ids`, `token_pruned`, `token_masks` (token indices), `token_unimportant_attention`,
-    `token_entropy_clean`, `token_entropy_refined`, `token_score_clean`, `token_score_refined`,
-    `token_grammar_intervened`; `parameter_<name>` in force.
+    `score_refined`, `latency`, `seconds_<stage>` (of the model); `seconds_waited` (from the image's stamp to the
+    step's start), `seconds_step` (from there to publication: an overrun where it is longer than `period`), `period`;
+    `actions` [H, 7]; `grid` [rows, cols]; `relevance`, `relevance_raw`, `attention` (row-major, mean over the tokens),
+    `region` (token indices); by generated token `token_ids`, `token_clean_ids`, `token_pruned`, `token_masks` (token
+    indices), `token_unimportant_attention`, `token_entropy_clean`, `token_entropy_refined`, `token_score_clean`,
+    `token_score_refined`, `token_grammar_intervened`, `token_accepted` (speculations; null: none was made), and their
+    share `accepted`; `parameter_<name>` in force.
     """
     level = DiagnosticStatus.WARN if result.hold_reason else DiagnosticStatus.OK
     status = DiagnosticStatus(level=level, name=TRACE_NAME, hardware_id=settings.model)
@@ -55,6 +58,9 @@ def trace_to_ros(
         "model": settings.model,
         "checkpoint": settings.checkpoint,
         "latency": latency,
+        "seconds_waited": pace.waited,
+        "seconds_step": pace.seconds,
+        "period": pace.period,
         "actions": None if result.chunk is None else result.chunk.actions.tolist(),
         **_trace_values(result.trace),
         **{f"parameter_{name}": value for name, value in _parameters(settings)},
@@ -84,6 +90,8 @@ def _trace_values(trace: StepTrace) -> dict[str, object]:
         "token_masks": [_indices(t.mask) for t in tokens],
         **{f"token_{name}": [float(getattr(t, name)) for t in tokens] for name in figures},
         "token_grammar_intervened": [t.grammar_intervened for t in tokens],
+        "token_accepted": [t.accepted for t in tokens],
+        "accepted": trace.accepted,
     }
 
 

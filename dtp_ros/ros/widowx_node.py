@@ -7,6 +7,7 @@ states, since /clock may overtake them: a simulator in lock-step then gives the 
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -213,6 +214,7 @@ class WidowxNode(Node):
 
     def _send(self, command: Command) -> None:
         self._driver.send(command)
+        sent_at = self._now()  # what follows is for the eye
         self._commands += 1
         self._lock_step.command(command.time)
         stamp, frame = conversions.stamp_to_ros(command.time), self._base_frame
@@ -225,7 +227,7 @@ class WidowxNode(Node):
             conversions.joint_state_to_ros(gripper, stamp, str(self._values["end_effector_frame"]))
         )
         if command.image_stamp is not None and not command.holding:
-            self._latency = self._now() - command.image_stamp
+            self._latency = sent_at - command.image_stamp
             self._latencies.publish(Float32(data=self._latency))
         self._target = command.transform_target
         self._path.append(command.transform_commanded[:3, 3])
@@ -285,6 +287,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"widowx_node: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
+    gc.freeze()  # a full collection that looks at the libraries too stops the arm's only thread for 50 ms and more
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

@@ -56,7 +56,12 @@ class TinyAdapter:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu")
+        return self.head.device
+
+    def to(self, device: str) -> TinyAdapter:
+        self.text_model.to(device)
+        self.head = self.head.to(device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,8 +78,8 @@ class TinyAdapter:
         patches = patches.unfold(1, image.shape[1] // cols, image.shape[1] // cols).mean(dim=(-1, -2))
         features = (patches.reshape(-1, 3) - 0.5) @ self.vision
         ids = [(ord(c) * 7 + i) % 40 for i, c in enumerate(observation.instruction.ljust(self.before + self.after))]
-        text = self.embed(torch.tensor([ids[: self.before + self.after]]))[0]
-        parts = [text[: self.before], features.to(text.dtype), text[self.before :]]
+        text = self.embed(torch.tensor([ids[: self.before + self.after]], device=self.device))[0]
+        parts = [text[: self.before], features.to(text), text[self.before :]]
         embeddings = torch.cat(parts)[None]
         start, end = self.before, self.before + rows * cols
         prompt = torch.arange(end + 1, end + self.after - 1) if self.instruction_after else torch.arange(1, start)
@@ -111,6 +116,9 @@ class TinyAdapter:
     def logits(self, hidden: Tensor) -> Tensor:
         logits = hidden.float() @ self.head.T
         return logits if self.final_softcap is None else self.final_softcap * torch.tanh(logits / self.final_softcap)
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden)[..., self.vocabulary.support.to(hidden.device)]
 
     def grammar(self) -> Grammar | None:
         return self.grammar_object

@@ -17,8 +17,9 @@ from dtp_ros.engine.capture import (
     captured_attention,
     captured_states,
 )
-from dtp_ros.engine.decoder import Chain, TokenSequence
+from dtp_ros.engine.decoder import Chain
 from dtp_ros.engine.refine import generate
+from dtp_ros.engine.sequence import TokenSequence
 from dtp_ros.errors import CaptureError
 
 

@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_models import LAYERS, MODELS, forced, gemma, observation, qwen
+from engine_models import MODELS, forced, gemma, observation, qwen
 from engine_oracle import EagerModel, base_visible, extended, hide
 
 from dtp_ros.engine.capture import captured_attention
-from dtp_ros.engine.decoder import Chain, TokenSequence
+from dtp_ros.engine.decoder import Chain
+from dtp_ros.engine.sequence import TokenSequence
 from dtp_ros.errors import CaptureError, ObservationError
 from dtp_ros.models.base import TokenLayout
 
@@ -45,6 +46,14 @@ def eager_of(adapter, prompt, ids, hidden_rows=None, mask=None):
     return EagerModel(adapter)(embeddings, positions, visible)
 
 
+def seen(sequence, tokens, hidden=None, keys=None):
+    """The mask of rows of these tokens in a cache of none, or of `keys` and then these."""
+    rows = torch.tensor(tokens)
+    keys = rows if keys is None else torch.tensor([*keys, *tokens])
+    own = torch.eye(len(keys), dtype=torch.bool)[-len(rows) :]
+    return sequence.mask(rows, keys, own, hidden).int()[0, 0].tolist()
+
+
 def test_mask_by_hand():
     adapter = gemma()
     prompt = adapter.prepare(observation())
@@ -56,24 +65,22 @@ def test_mask_by_hand():
     )
     prefix_lm = TokenSequence(adapter, small)
     prefix_lm.append(50)
-    hidden = torch.tensor([False, True])
-    assert prefix_lm.mask(0, 4).int()[0, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    hidden = torch.tensor([[[False, True]]])
+    everything = [0, 1, 2, 3]
+    assert seen(prefix_lm, everything) == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     # Token 1 is hidden from all but itself.
-    assert prefix_lm.mask(0, 4, hidden).int()[0, 0].tolist() == [
-        [1, 0, 1, 0],
-        [1, 1, 1, 0],
-        [1, 0, 1, 0],
-        [1, 0, 1, 1],
-    ]
-    assert prefix_lm.mask(2, 3).int().tolist() == [[[[1, 1, 1]]]]
+    assert seen(prefix_lm, everything, hidden) == [[1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert seen(prefix_lm, [2], keys=[0, 1]) == [[1, 1, 1]]
+    # Another row of the same token is not seen, in the prompt or behind it.
+    assert seen(prefix_lm, [2, 2], keys=[0, 1, 2]) == [[1, 1, 0, 1, 0], [1, 1, 0, 0, 1]]
+    assert seen(prefix_lm, [3, 3], keys=[0, 1, 2, 3]) == [[1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
     causal = TokenSequence(adapter, replace(small, bidirectional=False))
     causal.append(50)
-    assert causal.mask(0, 4, hidden).int()[0, 0].tolist() == [
-        [1, 0, 0, 0],
-        [1, 1, 0, 0],
-        [1, 0, 1, 0],
-        [1, 0, 1, 1],
-    ]
+    assert seen(causal, everything, hidden) == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    # Each row has a mask of its own, and a negative key is nobody's.
+    apart = torch.tensor([[[True, False], [False, True]]])
+    assert seen(causal, [2, 3], apart, keys=[0, 1]) == [[0, 1, 1, 0], [1, 0, 1, 1]]
+    assert seen(causal, [3], keys=[0, 1, -1]) == [[1, 1, 0, 1]]
 
 
 def test_prefill_equals_eager(adapter):
@@ -109,77 +116,100 @@ def test_steps_equal_eager(adapter):
         close(forced_pass.attention(i), eager.attention[:, :, i - len(IDS), prompt.layout.image], 1e-5)
 
 
-def test_masking_for_all_queries_equals_removal_with_positions_kept(adapter):
-    """The tokens are physically taken out; nothing is masked for them, positions of the others stay."""
+def removed(adapter, prompt, mask, ids):
+    """An eager pass over what is left where `mask` is physically taken out, positions of the others kept."""
+    embeddings, positions = extended(adapter, prompt, ids)
+    out = set(prompt.layout.image[mask].tolist())
+    kept = torch.tensor([i for i in range(embeddings.shape[1]) if i not in out])
+    prefix = prompt.embeddings.shape[1] - len(out) if prompt.bidirectional else 0
+    return EagerModel(adapter)(embeddings[:, kept], positions[..., kept], base_visible(len(kept), prefix))
+
+
+def test_a_chain_without_tokens_equals_removal_with_positions_kept(adapter):
     prompt, sequence = sequence_of(adapter, IDS[:1])
     mask = some_mask(prompt)
-    chain = Chain(sequence)
-    results = [chain.extend(mask).logits[0]]
+    clean = Chain(sequence)
+    clean.extend()
+    chain = clean.without(mask)
+    results = [chain.extend().logits[0]]
     for token in IDS[1:]:
         sequence.append(token)
-        results.append(chain.extend(mask).logits[0])
-    embeddings, positions = extended(adapter, prompt, IDS)
-    removed = set(prompt.layout.image[mask].tolist())
-    kept = torch.tensor([i for i in range(embeddings.shape[1]) if i not in removed])
-    prefix = prompt.embeddings.shape[1] - len(removed) if prompt.bidirectional else 0
-    eager = EagerModel(adapter)(embeddings[:, kept], positions[..., kept], base_visible(len(kept), prefix))
-    close(torch.stack(results), eager.logits[-len(IDS) :])
-    clean = eager_of(adapter, prompt, IDS).logits[-1]
-    assert (clean - results[-1]).abs().max() > 1e-2  # masking does something here
+        results.append(chain.extend().logits[0])
+    close(torch.stack(results), removed(adapter, prompt, mask, IDS).logits[-len(IDS) :])
+    untouched = eager_of(adapter, prompt, IDS).logits[-1]
+    close(clean.extend().logits[0], untouched)
+    assert (untouched - results[-1]).abs().max() > 1e-2  # removal does something here
+
+
+def test_branches_equal_removal_each_for_itself(adapter):
+    """Masked for all rows, in one batch; the one that is selected goes on."""
+    prompt, sequence = sequence_of(adapter, IDS[:1])
+    masks = torch.stack([some_mask(prompt), ~some_mask(prompt)])
+    clean = Chain(sequence)
+    clean.extend()
+    branches = clean.branches(masks)
+    logits = branches.extend().logits
+    for found, mask in zip(logits, masks, strict=True):
+        close(found, removed(adapter, prompt, mask, IDS[:1]).logits[-1])
+    branches.select(1)
+    sequence.append(IDS[1])
+    close(branches.extend().logits[0], removed(adapter, prompt, masks[1], IDS[:2]).logits[-1])
 
 
 def test_last_row_again_under_a_mask(adapter):
     """Rewound and run again: clean it gives the same, masked it equals a pass in which that row alone is masked."""
     prompt, sequence = sequence_of(adapter, IDS)
-    chain = Chain(sequence)
+    chain, last = Chain(sequence), len(sequence) - 1
     first = chain.extend().logits[0]
     chain.rewind()
     close(chain.extend().logits[0], first)
     chain.rewind()
     mask = some_mask(prompt)
-    eager = eager_of(adapter, prompt, IDS, torch.tensor([len(sequence) - 1]), mask)
-    close(chain.extend(mask).logits[0], eager.logits[-1])
+    eager = eager_of(adapter, prompt, IDS, torch.tensor([last]), mask)
+    close(chain.attempt([last], [mask], keep=1).logits[0], eager.logits[-1])
     assert chain.complete
 
 
-def test_replay_reads_the_kept_cache_and_leaves_it(adapter):
-    """Rows replayed in one pass equal each row run clean, alone, where the rows before it were masked."""
-    prompt, sequence = sequence_of(adapter)
-    mask = some_mask(prompt)
-    chain, alone = Chain(sequence), Chain(sequence)
-    chain.prefill((1,))
-    alone.prefill((1,))
-    expected = []
-    for token in IDS:
-        sequence.append(token)
-        expected.append(alone.extend(capture=True))
-        alone.rewind()
-        alone.extend(mask)
-        chain.extend(mask)
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in chain._cache.layers]
-    replayed = chain.replay(len(IDS))
-    for i, single in enumerate(expected):
-        close(replayed.logits[i], single.logits[0], 1e-5)
-        close(replayed.attention(i), single.attention(), 1e-6)
-    for layer, (keys, values) in zip(chain._cache.layers, before, strict=True):
-        assert torch.equal(layer.keys, keys)
-        assert torch.equal(layer.values, values)
-    assert chain.complete
-
-
-def test_tail_comes_back_bit_for_bit(adapter):
+def test_rows_of_one_pass_see_what_they_should(adapter):
+    """A masked row, the next one that reads it, and two that are not kept, each against an eager pass of its own."""
     prompt, sequence = sequence_of(adapter, IDS)
-    chain = Chain(sequence)
+    chain, last = Chain(sequence), len(sequence) - 1
     chain.extend()
-    tail = chain.tail()
+    chain.rewind(2)
+    mask = some_mask(prompt)
+    found = chain.attempt([last - 1, last, last, last - 1], [mask, None, mask, None], keep=2, captured=3)
+    masked_before = eager_of(adapter, prompt, IDS, torch.tensor([last - 1]), mask)
+    both = eager_of(adapter, prompt, IDS, torch.tensor([last - 1, last]), mask)
+    clean = eager_of(adapter, prompt, IDS)
+    expected = [masked_before.logits[-2], masked_before.logits[-1], both.logits[-1], clean.logits[-2]]
+    close(found.logits, torch.stack(expected))
+    for row, eager, at in ((0, masked_before, -1), (1, both, -1), (2, clean, -2)):
+        close(found.attention(row), eager.attention[:, :, at, prompt.layout.image], 1e-5)
+    assert chain.complete
+    sequence.append(52)
+    after = eager_of(adapter, prompt, [*IDS, 52], torch.tensor([last - 1]), mask)
+    close(chain.extend().logits[0], after.logits[-1])
+
+
+def test_a_row_beside_the_last_one_can_be_adopted(adapter):
+    prompt, sequence = sequence_of(adapter, IDS)
+    chain, last = Chain(sequence), len(sequence) - 1
+    chain.extend()
+    masks = [some_mask(prompt), ~some_mask(prompt), some_mask(prompt)]
+    before = chain._cache.rows().clone()
+    tried = chain.attempt([last] * 3, masks, keep=0)
+    assert torch.equal(chain._cache.rows(), before)
+    sequence.append(52)
+    close(chain.extend().logits[0], eager_of(adapter, prompt, [*IDS, 52]).logits[-1])
     chain.rewind()
-    chain.extend(some_mask(prompt))
-    assert not torch.equal(chain.tail()[-1][0], tail[-1][0])
-    chain.replace_tail(tail)
-    assert len(tail) == LAYERS
-    for old, new in zip(tail, chain.tail(), strict=True):
-        assert torch.equal(old[0], new[0])
-        assert torch.equal(old[1], new[1])
+    sequence.drop_last()
+    again = chain.attempt([last] * 3, masks, keep=0)
+    close(again.logits, tried.logits, 1e-5)
+    chain.adopt(1)
+    sequence.append(52)
+    eager = eager_of(adapter, prompt, [*IDS, 52], torch.tensor([last]), masks[1])
+    close(tried.logits[1], eager.logits[-2])
+    close(chain.extend().logits[0], eager.logits[-1])
 
 
 def test_positions_go_on_from_the_prompt(adapter):

@@ -179,3 +179,18 @@ def test_fast_grammar_is_an_option():
     adapter.grammar_object = None  # a model that has none
     same = policy.step(observation(), CONFIG, GenerationConfig(fast_grammar=True)).trace
     assert [t.token_id for t in same.tokens] == [t.token_id for t in free.tokens]
+
+
+def test_warming_up_runs_every_kind_of_pass_and_leaves_nothing():
+    adapter = gemma()
+    policy, other = DtpPolicy(adapter), DtpPolicy(gemma())
+    passes = []
+    adapter.text_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: passes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    policy.warm_up("", CONFIG, GenerationConfig())
+    assert len(passes) == 2 * adapter.vocabulary.max_tokens  # every token was refined
+    assert policy.steps == 0
+    found = [p.step(observation(), CONFIG, GenerationConfig(ensemble="published")) for p in (policy, other)]
+    assert found[0].trace.step == 0
+    np.testing.assert_array_equal(found[0].chunk.actions, found[1].chunk.actions)

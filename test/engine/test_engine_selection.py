@@ -41,7 +41,8 @@ def test_the_end_waits_for_min_tokens():
     assert selector.is_end(1)
     assert not selector.is_end(6)
     assert selector.support.tolist() == [1, 4, 6]
-    assert [selector.finished([4] * n) for n in (2, 3)] == [False, True]
+    assert [selector.goes_on(6, [4] * n) for n in (1, 2)] == [True, False]
+    assert not selector.goes_on(1, [4])
 
 
 def test_an_intervention_is_a_changed_choice():

@@ -146,7 +146,7 @@ def test_progress_ascends_to_one_and_names_the_shards(nora_folder):
 
 
 HUB = """
-import shutil, sys
+import json, shutil, sys
 from pathlib import Path
 from dtp_ros.errors import CheckpointError
 from dtp_ros.models.registry import load_adapter
@@ -155,7 +155,12 @@ source, home = Path(sys.argv[1]), Path(sys.argv[2])
 
 def store(owner, name, revision, ignore=()):
     repository = home / "hub" / f"models--{owner}--{name}"
-    shutil.copytree(source, repository / "snapshots" / revision, ignore=shutil.ignore_patterns(*ignore))
+    snapshot = repository / "snapshots" / revision
+    shutil.copytree(source, snapshot, ignore=shutil.ignore_patterns(*ignore))
+    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
+    files = {name: {"size": (snapshot / name).stat().st_size, "blob_id": "e" * 40} for name in names}
+    (repository / "trees").mkdir()
+    (repository / "trees" / f"{revision}.json").write_text(json.dumps({"format_version": 1, "files": files}))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
 

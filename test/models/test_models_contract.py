@@ -164,6 +164,34 @@ def test_dtp_fires_and_is_reversible(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_path_gives_the_same_tokens(name):
+    """Sequential, speculative, and of fixed shapes, in every scope and schedule, over two steps with their history."""
+    runs = {
+        "sequential": (DtpPolicy(adapter(name), static=False), GenerationConfig(fast_grammar=True, speculative=False)),
+        "speculative": (DtpPolicy(adapter(name), static=False), GenerationConfig(fast_grammar=True)),
+        "static": (DtpPolicy(adapter(name), static=True), GenerationConfig(fast_grammar=True)),
+    }
+    for scope, schedule in product(MASK_SCOPES, MASK_SCHEDULES):
+        config = pruning(name, mask_scope=scope, mask_schedule=schedule)
+        found = {}
+        for path, (policy, generation) in runs.items():
+            policy.reset()
+            steps = [policy.step(observation(name, seed=seed), config, generation) for seed in (0, 1)]
+            found[path] = [(ids(result), pruned(result)) for result in steps]
+        assert found["speculative"] == found["static"] == found["sequential"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logits_of_actions_are_those_of_the_whole_head(name):
+    model = adapter(name)
+    width = model.embed(torch.tensor([[0]])).shape[-1]
+    hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(0), dtype=model.dtype)
+    support = sorted([*model.vocabulary.action_ids.tolist(), *model.vocabulary.end_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model.action_logits(hidden), model.logits(hidden)[:, support], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_gives_a_chunk(name, variant):
     result = step(name, variant=variant, mask_schedule="per_step")

@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 
 from dtp_ros.engine.capture import captured_attention
-from dtp_ros.engine.decoder import Chain, TokenSequence
+from dtp_ros.engine.decoder import Chain
 from dtp_ros.engine.policy import DtpPolicy
+from dtp_ros.engine.sequence import TokenSequence
 from dtp_ros.engine.types import GenerationConfig
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter

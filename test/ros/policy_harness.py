@@ -175,7 +175,13 @@ class User(Node):
         return {pair.key: pair.value for pair in self.status().values}
 
     def wait_for_figure(self, key, value):
-        wait_until(lambda: self.figures()[key] == value, lambda: f"{key} = {value}, last {self.figures()}")
+        """The first status on /diagnostics in which a figure has this value."""
+
+        def seen():
+            status = self.status()
+            return status if {pair.key: pair.value for pair in status.values}[key] == value else None
+
+        return wait_until(seen, lambda: f"{key} = {value}, last {self.figures()}")
 
 
 def time_at(seconds):

@@ -198,8 +198,7 @@ def test_tokens_that_do_not_decode_hold(user):
     assert held[0]["hold_reason"]
     assert json.loads(held[0]["token_ids"])
     assert len(user.chunks) == chunks
-    user.wait_for_figure("holds", str(before + 1))
-    status = user.status()
+    status = user.wait_for_figure("holds", str(before + 1))
     assert status.level == b"\x01"
     assert "held" in status.message
 
