@@ -132,7 +132,7 @@ def prediction_figures(
 
 def accepted_share(traces: Iterable[StepTrace]) -> float | None:
     """Mean share of speculations that held, or None where none was made."""
-    shares = [share for share in (getattr(trace, "accepted", None) for trace in traces) if share is not None]
+    shares = [trace.accepted for trace in traces if trace.accepted is not None]
     return float(np.mean(shares)) if shares else None
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.shapes import Shape
+from dtp_ros.engine.passes import Passes
+from dtp_ros.engine.static import StaticPasses
 from dtp_ros.models.base import ActionVocabulary, Observation, Prompt, TokenLayout
 from dtp_ros.models.checkpoint import blank_model
 from dtp_ros.models.decoder import DecoderAdapter
@@ -27,8 +29,9 @@ class RandomAdapter(DecoderAdapter):
     """
 
     def __init__(self, shape: Shape, whole: Any, text_model: nn.Module, head: nn.Module) -> None:
-        super().__init__(text_model, head)
+        super().__init__(text_model, head, shape.final_softcap)
         self.name, self.grid, self.shape, self.whole = shape.name, shape.grid, shape, whole
+        self._passes: Passes | None = None
         rows = next(head.parameters()).shape[0]
         first = rows - shape.actions
         self.vocabulary = ActionVocabulary(
@@ -46,9 +49,20 @@ class RandomAdapter(DecoderAdapter):
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that one generated token reads: layers and head, not the table of embeddings."""
-        distinct = {id(p): p for part in (*self.layers(), self._head) for p in part.parameters()}
-        return sum(p.numel() * p.element_size() for p in distinct.values())
+        """Bytes of weights that one generated token reads: layers, and the head's rows of action tokens."""
+        layers = sum(p.numel() * p.element_size() for part in self.layers() for p in part.parameters())
+        head = next(self._head.parameters())
+        return layers + len(self.vocabulary.support) * head.shape[1] * head.element_size()
+
+    def fresh_passes(self) -> Passes:
+        """What runs the model, kept from step to step as the policy keeps it, with graphs on CUDA.
+
+        Less the rows of the text before the image, which DTP's prefill would take over and the clean one not.
+        """
+        if self._passes is None:
+            self._passes = StaticPasses(self) if self.device.type == "cuda" else Passes(self)
+        self._passes.prefix = None
+        return self._passes
 
     def sizes(self) -> Vla:
         """Of the step model: a decoder without an encoder."""
@@ -56,7 +70,8 @@ class RandomAdapter(DecoderAdapter):
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = config.num_attention_heads, config.num_key_value_heads
         layers = Transformer(self.num_layers, config.hidden_size, *heads, width, config.intermediate_size)
-        return Vla(self.name, layers, config.vocab_size, self.shape.prompt_tokens, self.shape.tokens)
+        choices = len(self.vocabulary.support)
+        return Vla(self.name, layers, config.vocab_size, choices, self.shape.prompt_tokens, self.shape.tokens)
 
     def prepare(self, observation: Observation) -> Prompt:
         """A prompt of random text and image tokens, as the stamp says."""
@@ -88,11 +103,6 @@ class RandomAdapter(DecoderAdapter):
         tail = torch.arange(next_position - shape.after, next_position)
         axes = [torch.cat([torch.arange(start), axis.long() + start, tail]) for axis in grid]
         return torch.stack(axes)[:, None], next_position
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary]."""
-        logits, cap = super().logits(hidden), self.shape.final_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """An action of no meaning, [1, 7]: the engine's step wants one."""

@@ -40,10 +40,10 @@ def paper_step(adapter: VlaAdapter, prompt: Prompt, config: PruningConfig) -> li
             if mask.any():
                 recipe.again(mask)
             token_id, _ = selector.choose(recipe.logits(), ids)
-            if selector.is_end(token_id):
-                return ids
-            ids.append(token_id)
-            if selector.finished(ids):
+            more = selector.goes_on(token_id, ids)
+            if not selector.is_end(token_id):
+                ids.append(token_id)
+            if not more:
                 return ids
             recipe.append(token_id)
 
@@ -122,11 +122,11 @@ def stock_generate(whole: Any, prompt: Prompt, count: int) -> list[int]:
     whole: a ForCausalLM. Attention is `sdpa`, or eager where the class has none (Gemma 2: softcapping); positions and
     mask are those that `generate` makes by itself, one after another and causal.
     """
-    settings = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
+    settings = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
     attended = torch.ones(prompt.embeddings.shape[:2], dtype=torch.int64, device=prompt.embeddings.device)
     with attention_implementation(whole, "sdpa" if whole._supports_sdpa else "eager"):
         ids: Tensor = whole.generate(
-            inputs_embeds=prompt.embeddings, attention_mask=attended, generation_config=settings, eos_token_id=-1
+            inputs_embeds=prompt.embeddings, attention_mask=attended, generation_config=settings
         )
     return [int(i) for i in ids[0]]
 

@@ -131,7 +131,6 @@ def measure_time(name: str, options: argparse.Namespace, device: torch.device) -
         found.append(fig.reading_figure(name, seconds, shape.tokens, read_seconds, kind))
     if "clean" in seconds:
         found.append(fig.figure(name, "clean step", Estimate.of(seconds["clean"]), kind, unit="s"))
-    # Without speculation a step is as one in which every speculation fails, but for the second row.
     accepted = fig.accepted_share(bench.traces["token_action"].values()) or 0.0
     precision = next(p for p in PRECISIONS if p.name == options.dtype)
     at_hand = measured_machine(device, options.dtype)

@@ -2,10 +2,10 @@
 
 The roofline (Williams et al., 2009), pass by pass, as NVlabs/vla-perf uses it for VLAs. A pass of n new tokens after m
 cached ones through L layers of P weights in all (projections and MLP), H query heads and H_kv key heads of width d, and
-through a head of V x hidden weights for one row:
+of one row through the K rows of the head that are action tokens, which are all that the engine reads of it:
 
-    operations(n, m) = 2 n P + 4 n (m + n) H d L + 2 V hidden
-    bytes(n, m)      = b_w (P + V hidden) + 2 b_c (m + n) H_kv d L
+    operations(n, m) = 2 n P + 4 n (m + n) H d L + 2 K hidden
+    bytes(n, m)      = b_w (P + K hidden) + 2 b_c (m + n) H_kv d L
     seconds(n, m)    = max(operations / rate, bytes / bandwidth)
 
 b_w, b_c: bytes of a weight and of a cached number. The attention is counted in full, masks or not. Norms, rotations,
@@ -16,10 +16,12 @@ layers, and are left out too.
 The passes of a step of T action tokens after a prompt of N, where DTP fires at every token:
 
     off                prefill(N), T - 1 single tokens
-    per_step           scope `action`: prefill, T single tokens (the last prompt row again), one replay of T - 1 rows
+    per_step           scope `action`: prefill, a pass of three rows (the last prompt row again, masked, and the first
+                       token clean and masked), T - 2 of two rows (clean and masked)
     per_token action   speculative: prefill, T - 1 passes of two rows, one of one row, and one more single row for each
                        speculation that fails
-    per_token all      prefill, T - 1 clean tokens, T masked prefills, each one token longer
+    per_token all      prefill, T - 1 clean tokens, T masked prefills, each one token longer, as if no two masks were
+                       the same and none were large
 """
 
 from __future__ import annotations
@@ -119,13 +121,14 @@ class Encoder:
 class Vla:
     """A model: its decoder, vocabulary, encoders, and the tokens of one step.
 
-    prompt_tokens: N, with the image's. action_tokens: T. tied: embedding and head are one matrix.
-    idle_parameters: weights that are kept and not run in a step.
+    choices: K, action and end tokens. prompt_tokens: N, with the image's. action_tokens: T.
+    tied: embedding and head are one matrix. idle_parameters: weights that are kept and not run in a step.
     """
 
     name: str
     decoder: Transformer
     vocabulary: int
+    choices: int
     prompt_tokens: int
     action_tokens: int
     encoders: Sequence[Encoder] = field(default_factory=tuple)
@@ -134,13 +137,13 @@ class Vla:
 
     @property
     def head_parameters(self) -> int:
-        """Weights of the head, V x hidden."""
-        return self.vocabulary * self.decoder.hidden
+        """Weights of the head that a token reads, K x hidden."""
+        return self.choices * self.decoder.hidden
 
     @property
     def parameters(self) -> float:
         """All weights."""
-        tables = self.head_parameters * (1 if self.tied else 2)
+        tables = self.vocabulary * self.decoder.hidden * (1 if self.tied else 2)
         return self.decoder.parameters + tables + sum(e.parameters for e in self.encoders) + self.idle_parameters
 
     def memory(self, precision: Precision) -> float:
@@ -188,7 +191,7 @@ def passes(mode: str, prompt: int, tokens: int, accepted: float = 1.0) -> list[t
         extra = {"off": [], "per_token all": [prefill]}.get(mode, [again])
         return [prefill, *extra, *later]
     if mode == "per_step":
-        return [prefill, again, *later, (tokens - 1, prompt, 1.0)]
+        return [prefill, (3, prompt - 1, 1.0), *((2, prompt + i, 1.0) for i in range(1, tokens - 1))]
     if mode == "per_token action":
         pairs = [(2, prompt - 1 + i, 1.0) for i in range(tokens - 1)]
         failed = [(1, prompt + i, 1.0 - accepted) for i in range(tokens - 1)]

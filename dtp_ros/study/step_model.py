@@ -45,32 +45,32 @@ _EMU_REST = 0.2707e9 - 0.1095e9
 
 MODELS = (
     Vla(
-        "tabletop", Transformer(6, 160, 5, 5, 32, 416), 286, prompt_tokens=74, action_tokens=7,
+        "tabletop", Transformer(6, 160, 5, 5, 32, 416), 286, 256, prompt_tokens=74, action_tokens=7,
         encoders=(Encoder(1.082e6, 0.221e9, float32=True),),
     ),
     Vla(
-        "nora", Transformer(36, 2048, 16, 2, 128, 11008), 153713, prompt_tokens=97, action_tokens=7, tied=True,
+        "nora", Transformer(36, 2048, 16, 2, 128, 11008), 153713, 2050, prompt_tokens=97, action_tokens=7, tied=True,
         encoders=(Encoder.vit(_QWEN_VISION, 256, 2 * 3 * 14 * 14 * 1280 + _QWEN_MERGER),),
         idle_parameters=3 * _QWEN_MERGER,
     ),
     Vla(
-        "spatialvla", Transformer(26, 2304, 8, 4, 256, 9216), 265347, prompt_tokens=276, action_tokens=12,
+        "spatialvla", Transformer(26, 2304, 8, 4, 256, 9216), 265347, 8194, prompt_tokens=276, action_tokens=12,
         encoders=(Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 1152 * 2304), _ZOE),
     ),
     Vla(
-        "univla", Transformer(32, 4096, 32, 8, 128, 14336), 184622, prompt_tokens=2084, action_tokens=8,
+        "univla", Transformer(32, 4096, 32, 8, 128, 14336), 184622, 1026, prompt_tokens=2084, action_tokens=8,
         encoders=(_EMU_ENCODER,), idle_parameters=_EMU_REST,
     ),
     Vla(
-        "openvla", Transformer(32, 4096, 32, 32, 128, 11008), 32064, prompt_tokens=285, action_tokens=7,
+        "openvla", Transformer(32, 4096, 32, 32, 128, 11008), 32064, 256, prompt_tokens=285, action_tokens=7,
         encoders=(
             Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 2176 * 8704 + 8704 * 4096 + 4096 * 4096),
             Encoder.vit(_DINO, 261, 3 * 14 * 14 * 1024),
         ),
     ),
     Vla(
-        "pi0_fast", Transformer(18, 2048, 8, 1, 256, 16384), 257152, prompt_tokens=310, action_tokens=40, tied=True,
-        encoders=(Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 1152 * 2048),),
+        "pi0_fast", Transformer(18, 2048, 8, 1, 256, 16384), 257152, 1025, prompt_tokens=310, action_tokens=40,
+        tied=True, encoders=(Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 1152 * 2048),),
     ),
 )  # fmt: skip
 
