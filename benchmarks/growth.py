@@ -93,7 +93,7 @@ def draw(curves: Mapping[str, Curves], path: Path, title: str) -> None:
         _finish(axes[0, column], axes[1, column], SWEEPS[name].axis, values)
     axes[0, 0].set_ylabel("time of a step, ms")
     axes[1, 0].set_ylabel("over the time without DTP")
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=80)
 
