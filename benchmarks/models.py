@@ -85,10 +85,9 @@ class RandomAdapter(DecoderAdapter):
         positions, next_position = self._positions(start, stop)
         by_attention = shape.after > shape.instruction
         first = shape.prompt_tokens - 1 if by_attention else shape.before
-        prompt = torch.arange(first - shape.instruction, first)
-        layout = TokenLayout(
-            torch.arange(start, stop), prompt, *shape.grid, relevance="attention" if by_attention else "embedding"
-        )
+        prompt = torch.arange(first - shape.instruction, first, device=self.device)
+        places = torch.arange(start, stop, device=self.device)
+        layout = TokenLayout(places, prompt, *shape.grid, relevance="attention" if by_attention else "embedding")
         return Prompt(embeddings, positions.to(self.device), next_position, layout, shape.bidirectional)
 
     def _positions(self, start: int, stop: int) -> tuple[Tensor, int]:
