@@ -67,9 +67,11 @@ $(OLDEST)/.ready: requirements/oldest.txt
 train: $(STAMP) ## the tabletop policy from nothing, an hour and a half on 2 cores; goes on where it was interrupted
 	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
 
-bench: $(STAMP) ## inverse kinematics, and memory while checkpoints load; also in out/bench
+bench: $(STAMP) ## time and memory of a step (docs/performance.*), kinematics and memory while checkpoints load (out/bench)
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_loading.py
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.growth
 
 success-table: $(STAMP) ## the tabletop policy on all 96 configurations in every setting, over ROS 2
 	$(BIN)/python tools/success_table.py --settings plain clutter lookalike unseen $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

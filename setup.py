@@ -7,7 +7,7 @@ NAME = "dtp_ros"
 setup(
     name=NAME,
     version="0.1.0",
-    packages=find_packages(exclude=["test", "test.*"]),
+    packages=find_packages(exclude=["test", "test.*", "benchmarks"]),
     package_data={NAME: ["py.typed", "models/tabletop_weights/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
