@@ -38,6 +38,7 @@ TARGETS: Mapping[str, Target] = {
     "stock generate / clean": Target(1.0, 3.0, at_least=True),
     "time of a token / time to read its weights": Target(None, 1.5),
     "peak memory, DTP / clean": Target(1.10, 1.10),
+    "image stamp to command, less the model's step": Target(15.0, 10.0),
     "clean step": Target(),
     "step model, clean": Target(),
     "step model, per_step action": Target(),
@@ -60,6 +61,7 @@ RATIOS: Mapping[str, tuple[str, ...]] = {
 PREDICTED: Mapping[str, str] = {
     "clean": "off", "step_action": "per_step", "token_action": "per_token action", "token_all": "per_token all",
 }  # fmt: skip
+NODE = "image stamp to command, less the model's step"
 MEMORY = "peak memory, DTP / clean"
 READING = "time of a token / time to read its weights"
 

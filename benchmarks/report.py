@@ -24,7 +24,9 @@ def write(found: Sequence[Figure], about: dict[str, Any], json_file: Path, page:
 
 
 def table(found: Sequence[Figure]) -> list[str]:
-    """Lines of a Markdown table: a row a figure, a column a model, the bound in its own column."""
+    """Lines of a Markdown table: a row a figure, a column a model, the bound in its own column; the node's below it."""
+    node = [figure for figure in found if figure.name.startswith("node: ")]
+    found = [figure for figure in found if figure not in node]
     models = list(dict.fromkeys(figure.name.split(": ")[0] for figure in found))
     names = list(dict.fromkeys(figure.name.split(": ")[1] for figure in found))
     by_name = {figure.name: figure for figure in found}
@@ -33,7 +35,7 @@ def table(found: Sequence[Figure]) -> list[str]:
         cells = [by_name.get(f"{model}: {name}") for model in models]
         bound = next(_bound(cell) for cell in cells if cell)
         lines.append(f"| {name} | {bound} | {' | '.join(_cell(cell) for cell in cells)} |")
-    return lines
+    return [*lines, "", *(f"N{figure.name[1:]}: {_cell(figure)} ({_bound(figure)})." for figure in node)]
 
 
 def _bound(figure: Figure) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks import figures as fig
@@ -144,6 +145,16 @@ def measure_memory(name: str, options: argparse.Namespace, device: torch.device)
     return fig.figure(name, fig.MEMORY, Estimate.of([dtp / clean]), device.type, note=note)
 
 
+def measure_node(device: torch.device) -> fig.Figure:
+    """What ROS adds to the model's step, ms; the device has another bound."""
+    from benchmarks import node_overhead
+
+    steps = node_overhead.run()
+    estimate = Estimate.of([step.overhead for step in steps])
+    late = float(np.percentile([step.overhead for step in steps], 95))
+    return fig.figure("node", fig.NODE, estimate, device.type, unit="ms", note=f"95 % within {late:.1f} ms")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,7 +163,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are cores")
-    parser.add_argument("--only", nargs="+", default=[], help="measurements (clean, step_action, ...) or `memory`")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="measurements (clean, step_action, ...), `memory`, `node`"
+    )
     parser.add_argument("--json", type=Path, default=Path("docs/performance.json"))
     parser.add_argument("--table", type=Path, default=Path("docs/performance.md"))
     return parser.parse_args(arguments)
@@ -167,10 +180,12 @@ def main() -> int:
     print(about, flush=True)
     found: list[fig.Figure] = []
     for name in options.models:
-        if options.only != ["memory"]:
+        if not options.only or set(options.only) - {"memory", "node"}:
             found += measure_time(name, options, device)
         if not options.only or "memory" in options.only:
             found.append(measure_memory(name, options, device))
+    if not options.only or "node" in options.only:
+        found.append(measure_node(device))
     report.write(found, about, options.json, options.table)
     models = [model for model in MODELS if model.name != "tabletop"]  # the start of kernels is all of its time
     precisions = [precision for precision in PRECISIONS if precision.name in PUBLISHED]

@@ -181,6 +181,7 @@ def test_fast_grammar_is_an_option():
     assert [t.token_id for t in same.tokens] == [t.token_id for t in free.tokens]
 
 
+@pytest.mark.own_path
 def test_warming_up_runs_every_kind_of_pass_and_leaves_nothing():
     adapter = gemma()
     policy, other = DtpPolicy(adapter), DtpPolicy(gemma())

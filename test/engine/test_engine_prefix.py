@@ -15,6 +15,8 @@ from dtp_ros.engine.refine import generate
 from dtp_ros.engine.static import StaticPasses
 from dtp_ros.engine.types import GenerationConfig
 
+pytestmark = pytest.mark.own_path
+
 
 def longer(make):
     """With enough text before the image: of emu's 12 tokens the instruction is all but the first."""

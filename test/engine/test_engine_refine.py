@@ -187,6 +187,7 @@ def forwards(adapter, config, seed=0, speculative=True):
     return passes, trace
 
 
+@pytest.mark.own_path
 def test_nothing_is_generated_twice_without_need():
     """Number of rows in each forward pass: gemma has 27 prompt tokens and 5 action tokens.
 
@@ -208,6 +209,7 @@ def test_nothing_is_generated_twice_without_need():
     assert [len(p) for p in forwards(gemma(), replace(CONFIG, variant="off"))[0]] == [27, 1, 1, 1, 1]
 
 
+@pytest.mark.own_path
 def test_rows_before_the_first_pruned_token_serve_again():
     """In a causal model; emu's 25 image tokens come after 7 others, and 3 come behind them."""
     passes, trace = forwards(emu(), replace(CONFIG, mask_schedule="per_step"))
@@ -217,6 +219,7 @@ def test_rows_before_the_first_pruned_token_serve_again():
     assert len(passes[1]) == 35 - (7 + np.flatnonzero(mask)[0]) - mask.sum()
 
 
+@pytest.mark.own_path
 def test_min_entropy_tries_its_masks_in_one_pass():
     config = replace(CONFIG, tolerance_mode="min_entropy", tolerance_grid=GRID, mask_schedule="per_step")
     counts = []
@@ -235,6 +238,7 @@ def test_min_entropy_tries_its_masks_in_one_pass():
     assert batch == rows > 2
 
 
+@pytest.mark.own_path
 def test_a_speculation_costs_no_pass_of_its_own():
     """Accepted, a masked row comes with the next clean one; rejected, the next clean one runs once more."""
     accepted, rejected = 0, 0
@@ -258,6 +262,7 @@ def test_a_speculation_costs_no_pass_of_its_own():
     assert rejected > 5
 
 
+@pytest.mark.own_path
 def test_a_masked_cache_serves_again_while_the_mask_stays():
     config = replace(CONFIG, tolerance=0.0)  # prunes all of U at every token
     passes, trace = forwards(gemma(), config)
@@ -265,6 +270,7 @@ def test_a_masked_cache_serves_again_while_the_mask_stays():
     assert [len(p) for p in passes] == [27, 15] + [1, 1] * 4
 
 
+@pytest.mark.own_path
 def test_masks_never_move_positions():
     for make in MODELS.values():
         for scope in SCOPES:

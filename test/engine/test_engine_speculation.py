@@ -10,6 +10,8 @@ from engine_models import CONFIG, MODELS, observation
 from dtp_ros.engine.capture import captured_attention
 from dtp_ros.engine.refine import generate
 
+pytestmark = pytest.mark.own_path
+
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("schedule", ["per_step", "per_token"])

@@ -14,6 +14,8 @@ from dtp_ros.engine.refine import generate
 from dtp_ros.engine.static import MOST_ROOMS, StaticCache, StaticPasses
 from dtp_ros.engine.types import GenerationConfig
 
+pytestmark = pytest.mark.own_path
+
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("scope", SCOPES)
