@@ -32,6 +32,7 @@ BOX = np.array([0.10, -0.15, -0.01]), np.array([0.45, 0.25, 0.25])
 GRIPPER = (0.030, 0.074)  # m between the fingers
 WALL = 1e-3  # m, residual of the kinematics at the wall of the box
 EXACT = 1e-9  # rad: a hold repeats a measured position bit for bit
+UNHEARD = 0.5  # s: the arm's node may find a new simulator's joint states before the recorder does
 BEFORE, AFTER = 100, 30  # joint states, heard around a command, among which the one behind it is sought
 
 
@@ -76,6 +77,7 @@ class Recorder:
 
     def __init__(self, node):
         self.messages, self.measured, self._checked = [], [], 0
+        self.start = None  # where the simulated arm stands at its start, which is the same each time
         node.create_subscription(JointState, "sim/joint_command", self._on_command, 200)
         node.create_subscription(JointState, "joint_states", self._on_measured, 200)
 
@@ -87,6 +89,7 @@ class Recorder:
         joints = np.array([table.get(name, np.nan) for name in NAMES])
         if np.isfinite(joints).all():
             self.measured.append((time.monotonic(), joints))
+            self.start = joints if self.start is None else self.start
 
     def clear(self):
         """Forget what was heard, but for what the next command goes on from."""
@@ -104,6 +107,8 @@ class Recorder:
             joints = np.array(message.position[:6])
             middle = int(np.searchsorted(times, at))
             recent = rows[max(0, middle - BEFORE) : middle + AFTER]
+            if middle and at - times[middle - 1] > UNHEARD:
+                recent = np.vstack([recent, self.start])
             away = float(np.abs(recent - joints).max(axis=1).min()) if len(recent) else np.inf
             before = found[-1] if found else None
             hold = away <= EXACT or bool(before and before.hold and np.array_equal(before.joints, joints))
