@@ -2,7 +2,8 @@
 
 The recipe hooks nothing and saves nothing: eager attention with all of its probabilities at every forward pass, each
 token generated, analysed and, where something distracts, generated again with that masked. Fair all the same: one
-cache in normal use (the second time only the last row runs), the same pure functions, the same choice of tokens.
+cache in normal use, the same pure functions, the same choice of tokens. Where the mask lies over the visual input, as
+the paper has it (`all`), the second time is a prefill; where it holds for action rows only, just the last row runs.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from dtp_ros.pruning.relevance import attention_relevance, embedding_relevance
 
 
 def paper_step(adapter: VlaAdapter, prompt: Prompt, config: PruningConfig) -> list[int]:
-    """The action ids of one step, pruned token by token for the rows that predict actions (`per_token`, `action`).
+    """The action ids of one step, pruned token by token (`per_token`) in the scope of `config`.
 
-    config: a fixed tolerance and the variant `dtp`; schedule and scope are not read. The model has no forced prefix.
+    config: a fixed tolerance and the variant `dtp`; the schedule is not read. The model has no forced prefix.
     """
     with attention_implementation(adapter.text_model, "eager"):
         recipe = _Recipe(adapter, prompt)
@@ -37,9 +38,10 @@ def paper_step(adapter: VlaAdapter, prompt: Prompt, config: PruningConfig) -> li
         while True:
             pattern = visual_attention_pattern(recipe.attention())
             mask = distracting_tokens(pattern, region, config.tolerance, config.max_pruned)
+            logits = recipe.logits()
             if mask.any():
-                recipe.again(mask)
-            token_id, _ = selector.choose(recipe.logits(), ids)
+                logits = recipe.anew(mask) if config.mask_scope == "all" else recipe.again(mask)
+            token_id, _ = selector.choose(logits, ids)
             more = selector.goes_on(token_id, ids)
             if not selector.is_end(token_id):
                 ids.append(token_id)
@@ -54,6 +56,7 @@ class _Recipe:
     def __init__(self, adapter: VlaAdapter, prompt: Prompt) -> None:
         self._adapter, self._prompt = adapter, prompt
         self._cache = DynamicCache()
+        self._everything = prompt.embeddings, prompt.position_ids
         length = prompt.embeddings.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool, device=prompt.embeddings.device)
         if not prompt.bidirectional:
@@ -84,12 +87,29 @@ class _Recipe:
         """Logits [vocabulary] of the next token."""
         return self._adapter.logits(self._output.last_hidden_state[0, -1])
 
-    def again(self, mask: Tensor) -> None:
-        """The last row once more, with the image tokens `mask` [N_v] masked."""
+    def anew(self, mask: Tensor) -> Tensor:
+        """Logits [vocabulary] of the whole sequence once more, with the image tokens `mask` [N_v] masked in all rows."""
+        embeddings, positions = self._everything
+        length, prompt = embeddings.shape[1], self._prompt.embeddings.shape[1]
+        visible = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        if self._prompt.bidirectional:
+            visible[:prompt, :prompt] = True
+        visible[:, self._prompt.layout.image] &= ~mask
+        visible.fill_diagonal_(True)
+        kept = self._cache, self._last, self._output
+        self._cache, self._last = DynamicCache(), (embeddings, positions)
+        self._forward(visible)
+        logits = self.logits()
+        self._cache, self._last, self._output = kept
+        return logits
+
+    def again(self, mask: Tensor) -> Tensor:
+        """Logits [vocabulary] of the last row once more, with the image tokens `mask` [N_v] masked."""
         self._cache.crop(-1)
         visible = torch.ones(1, self._cache.get_seq_length() + 1, dtype=torch.bool, device=mask.device)
         visible[0, self._prompt.layout.image] = ~mask
         self._forward(visible)
+        return self.logits()
 
     def append(self, token_id: int) -> None:
         """Run a token that was kept."""
@@ -98,6 +118,8 @@ class _Recipe:
         axes = self._prompt.position_ids.shape[:-1]
         self._last = embedding, torch.full((*axes, 1), self._next_position, device=device)
         self._next_position += 1
+        embeddings, positions = self._everything
+        self._everything = torch.cat([embeddings, self._last[0]], 1), torch.cat([positions, self._last[1]], -1)
         self._forward(torch.ones(1, self._cache.get_seq_length() + 1, dtype=torch.bool, device=device))
 
     def _forward(self, visible: Tensor) -> None:

@@ -52,6 +52,7 @@ class ModelBench:
         adapter, config = self.adapter, self.adapter.shape.config
         action = setting(config, "per_step", "action")
         by_token = setting(config, "per_token", "action")
+        by_all = setting(config, "per_token", "all")
         entropy = replace(action, tolerance_mode="min_entropy")
         return {
             "prefill": lambda turn: prefill_run(adapter, self._prompt(turn)),
@@ -63,8 +64,9 @@ class ModelBench:
             "token_action": self._dtp("token_action", by_token),
             "token_action_sequential": self._dtp("token_action_sequential", by_token, speculative=False),
             "recipe": self._keep("recipe", lambda prompt: paper_step(adapter, prompt, by_token)),
+            "recipe_all": self._keep("recipe_all", lambda prompt: paper_step(adapter, prompt, by_all)),
             "stock": self._keep("stock", lambda prompt: stock_generate(adapter.whole, prompt, adapter.shape.tokens)),
-            "token_all": self._dtp("token_all", setting(config, "per_token", "all")),
+            "token_all": self._dtp("token_all", by_all),
         }
 
     def notes(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ class ModelBench:
             chosen = self.traces["min_entropy"].values()
             distinct = [distinct_masks(trace, self.adapter.shape.config) for trace in chosen]
             notes["min_entropy"] += f", {sum(distinct) / len(distinct):.1f} distinct masks"
-        for name, other in (("off", "clean"), ("recipe", "token_action")):
+        for name, other in (("off", "clean"), ("recipe", "token_action"), ("recipe_all", "token_all")):
             turns = self.ids[name].keys() & self.ids[other].keys()
             if turns:
                 same = sum(self.ids[name][turn] == self.ids[other][turn] for turn in turns)
@@ -121,7 +123,7 @@ def measure_time(name: str, options: argparse.Namespace, device: torch.device) -
     with torch.inference_mode():
         bench = ModelBench(adapter)
         runs = {key: run for key, run in bench.runs().items() if not options.only or key in options.only}
-        limits = {"token_all": min(HEAVY_REPEATS, options.repeats)}
+        limits = dict.fromkeys(("token_all", "recipe_all"), min(HEAVY_REPEATS, options.repeats))
         seconds = interleave(runs, options.repeats, device, limits)
     kind = device.type
     for key, values in seconds.items():
