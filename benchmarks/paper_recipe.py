@@ -56,6 +56,7 @@ class _Recipe:
     def __init__(self, adapter: VlaAdapter, prompt: Prompt) -> None:
         self._adapter, self._prompt = adapter, prompt
         self._cache = DynamicCache()
+        self._output: Any = None
         self._everything = prompt.embeddings, prompt.position_ids
         length = prompt.embeddings.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool, device=prompt.embeddings.device)
@@ -88,7 +89,7 @@ class _Recipe:
         return self._adapter.logits(self._output.last_hidden_state[0, -1])
 
     def anew(self, mask: Tensor) -> Tensor:
-        """Logits [vocabulary] of the whole sequence once more, with the image tokens `mask` [N_v] masked in all rows."""
+        """Logits [vocabulary] of the whole sequence once more, the image tokens `mask` [N_v] masked in all rows."""
         embeddings, positions = self._everything
         length, prompt = embeddings.shape[1], self._prompt.embeddings.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
@@ -127,7 +128,7 @@ class _Recipe:
         embeddings, positions = self._last
         lowest = torch.finfo(embeddings.dtype).min
         additive = torch.zeros(visible.shape, dtype=embeddings.dtype, device=visible.device)
-        self._output: Any = self._adapter.text_model(
+        self._output = self._adapter.text_model(
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=additive.masked_fill(~visible, lowest)[None, None],

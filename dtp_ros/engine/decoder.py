@@ -206,6 +206,7 @@ class Chain:
             columns=sequence.layout.image,
             attention=wanted,
             states=states,
+            plain_causal=start == 0 and keep == len(rows) and hidden is None and not sequence.prefix_length,
         )
         output = sequence.passes.run(request, self._cache)
         self._cache.length += keep

@@ -23,6 +23,7 @@ class Request:
     embeddings: [B, n, hidden]. position_ids: int64 [..., n]. mask: bool [B or 1, 1, n, rows in the cache + n].
     columns: image tokens, int64 [N_v]. attention: layer -> which of the n rows, int64 [r].
     states: layers after which the residual stream is read.
+    plain_causal: whether the mask says no more than that row i sees keys 0 ... i.
     """
 
     embeddings: Tensor
@@ -31,6 +32,7 @@ class Request:
     columns: Tensor
     attention: Mapping[int, Tensor]
     states: tuple[int, ...] = ()
+    plain_causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Passes:
                 past_key_values=cache,
                 use_cache=True,
                 row_recorder=recorder,
+                plain_causal=request.plain_causal,
             )
         implementation = str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
         recorded = {} if recorder is None else recorder.recorded(implementation)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dtp_ros.engine.cache import RowCache
 from dtp_ros.engine.sequence import TokenSequence
 
-WORTH = 4  # tokens; fewer are not kept
+WORTH = 0.1  # of the sequence; less is not kept, since behind a prefix the prefill needs a mask, which costs more
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Prefix:
         states: layer -> residual stream [N_p, hidden] of the instruction.
         """
         length = sequence.text_length
-        if length < WORTH:
+        if length < len(sequence) * WORTH:
             return None
         kept = RowCache(sequence.adapter.num_layers)
         kept.take(cache, length)

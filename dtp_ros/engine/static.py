@@ -118,7 +118,7 @@ class StaticPasses(Passes):
         cache.reserve(cache.length + rows)
         groups = _grouped(request.attention)
         padded = tuple((layers, _pow2(len(index))) for layers, index in groups.items())
-        key = (cache.room, cache.role, rows, request.states, padded)
+        key = (cache.room, cache.role, rows, request.states, padded, request.plain_causal)
         if key not in self._plans:
             self._plans[key] = self._plan(request, cache, rows, groups)
         plan = self._plans[key]
@@ -137,7 +137,9 @@ class StaticPasses(Passes):
         slots = torch.arange(rows, device=embeddings.device)
         indices = {layers: index.new_zeros(_pow2(len(index))) for layers, index in groups.items()}
         attention = {layer: index for layers, index in indices.items() for layer in layers}
-        fixed = Request(embeddings, positions, mask, request.columns.clone(), attention, request.states)
+        fixed = Request(
+            embeddings, positions, mask, request.columns.clone(), attention, request.states, request.plain_causal
+        )
 
         def forward() -> Output:
             cache.slots = slots

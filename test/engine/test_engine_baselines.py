@@ -24,8 +24,9 @@ PER_TOKEN = replace(CONFIG, mask_schedule="per_token", mask_scope="action")
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("max_pruned", [0, 2])
-def test_the_papers_recipe_gives_the_engines_tokens(name, max_pruned):
-    config, fired = replace(PER_TOKEN, max_pruned=max_pruned), 0
+@pytest.mark.parametrize("scope", ["all", "action"])
+def test_the_papers_recipe_gives_the_engines_tokens(name, max_pruned, scope):
+    config, fired = replace(PER_TOKEN, max_pruned=max_pruned, mask_scope=scope), 0
     for seed in range(4):
         adapter = MODELS[name](seed)
         with torch.inference_mode():
