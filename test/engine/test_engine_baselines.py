@@ -76,6 +76,7 @@ class LoggedPasses(Passes):
         return super().run(request, cache)
 
 
+@pytest.mark.own_path
 @pytest.mark.parametrize("mode", ["off", "per_step", "per_token action"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_step_model_counts_the_passes_that_the_engine_runs(mode, seed):
