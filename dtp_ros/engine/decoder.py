@@ -1,7 +1,7 @@
 """The language model, pass by pass: prefill, steps, rows tried beside each other, masked and forked prefills.
 
-Every pass uses the same attention function and an explicit mask of the same form, so that nothing but the mask tells a
-pruned pass from a clean one.
+Every pass uses the same attention function and says its mask, so that nothing but the mask tells a pruned pass from a
+clean one. Where that is plain causal, as in the prefill of a causal model, the kernel is told so instead.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Chain:
 
     def __init__(self, sequence: TokenSequence, cache: RowCache | None = None) -> None:
         self._sequence = sequence
-        self._cache = cache or sequence.passes.cache(sequence.capacity, 0)
+        self._cache = sequence.passes.cache(sequence.capacity, 0) if cache is None else cache
         self._tokens = torch.arange(0, device=sequence.device)  # which token each row of the cache is
         self._reached = 0  # tokens of the sequence that are dealt with
         self._removed: Tensor | None = None  # bool [capacity]

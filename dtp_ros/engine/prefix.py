@@ -29,7 +29,8 @@ class Prefix:
 
     @classmethod
     def of(cls, sequence: TokenSequence, cache: RowCache, states: Mapping[int, Tensor]) -> Prefix | None:
-        """What the prefill of `sequence` leaves to the next step; None where too little comes before the image.
+        """What the prefill of `sequence` leaves to the next step; None where too little comes before the image,
+        or a number is not finite. Waits for the device, but only where the text is new.
 
         states: layer -> residual stream [N_p, hidden] of the instruction.
         """
@@ -38,6 +39,9 @@ class Prefix:
             return None
         kept = RowCache(sequence.adapter.num_layers)
         kept.take(cache, length)
+        # Kernels may carry a NaN of the image to rows that do not see it: that is not to outlast its step.
+        if not all(bool(part.isfinite().all()) for part in (kept.rows(), *states.values())):
+            return None
         return cls(*_start(sequence, length), kept, dict(states))
 
     def serves(self, sequence: TokenSequence, state_layers: tuple[int, ...]) -> bool:

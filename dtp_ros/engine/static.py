@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class StaticCache(RowCache):
     """A cache of fixed room that lives on from step to step: a pass writes to `slots` and sees all of it.
 
-    What no mask shows must still be finite, so it begins as zeros.
+    What no mask shows must still be finite (zero times NaN is NaN), so each step begins with zeros: a step that was not
+    finite leaves nothing to the next.
     """
 
     def __init__(self, num_layers: int, room: int, role: int) -> None:
@@ -38,6 +39,12 @@ class StaticCache(RowCache):
         self.room = room
         self.role = role
         self.slots = torch.empty(0, dtype=torch.int64)  # [n]
+
+    def clear(self) -> None:
+        """Empty it."""
+        self.length = 0
+        if self._block is not None:
+            self._block.zero_()
 
     def reserve(self, room: int) -> None:
         """There is room from the start; raises ValueError where it does not suffice."""
@@ -98,7 +105,7 @@ class StaticPasses(Passes):
             self._forget_rooms(room)
             self._caches[room, role] = StaticCache(self._adapter.num_layers, room, role)
         cache = self._caches[room, role]
-        cache.length = 0
+        cache.clear()
         return cache
 
     def _forget_rooms(self, wanted: int) -> None:
@@ -182,6 +189,7 @@ def _load(plan: _Plan, request: Request, groups: Mapping[tuple[int, ...], Tensor
     fixed, count = plan.request, request.embeddings.shape[1]
     rows = fixed.embeddings.shape[1]
     fixed.embeddings[:, :count] = request.embeddings
+    fixed.embeddings[:, count:] = 0.0
     fixed.position_ids[..., :count] = request.position_ids
     torch.arange(length, length + rows, out=plan.slots)
     fixed.mask.zero_()

@@ -9,6 +9,7 @@ from engine_models import CONFIG, MODELS, emu, forced, gemma, observation, qwen
 from test_engine_refine import GRID, SCHEDULES, SCOPES, figures, require_equal, run
 
 from dtp_ros.engine.capture import captured_attention
+from dtp_ros.engine.passes import Passes
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.refine import generate
 from dtp_ros.engine.static import MOST_ROOMS, StaticCache, StaticPasses
@@ -96,6 +97,22 @@ def test_prompts_of_different_length_share_what_they_can():
         )
         assert len({room for room, _ in passes._caches}) <= MOST_ROOMS
     assert {key[0] for key in passes._plans} == {room for room, _ in passes._caches}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("path", [Passes, StaticPasses])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_step_that_was_not_finite_leaves_nothing_to_the_next(make, path, scope):
+    """Its rows stay in buffers that no mask shows, where zero times NaN is NaN; its text may have caught it."""
+    adapter = make()
+    passes = path(adapter)
+    config = replace(CONFIG, mask_scope=scope)
+    vision = adapter.vision.clone()
+    adapter.vision.fill_(torch.nan)
+    broken = run(adapter, config, passes=passes)[2]
+    assert np.isnan(broken.tokens[0].entropy_clean)
+    adapter.vision.copy_(vision)
+    require_equal(adapter, config, passes=passes)
 
 
 def test_a_static_cache_says_where_it_ends():
