@@ -67,7 +67,7 @@ def test_a_command_of_an_earlier_moment_moves_no_time(user):
 
 
 def test_what_it_publishes(user):
-    user.reset(task="stack_blocks", episode=1, distractors=2, seed=5)
+    user.begin(task="stack_blocks", episode=1, distractors=2, seed=5)
     image = user.step()
     table = Tabletop("stack_blocks", 1, distractors=2, seed=5)
     table.step(START[:6], START[6])
@@ -97,7 +97,7 @@ def test_what_it_publishes(user):
 
 
 def test_time_goes_on_over_a_reset(user):
-    user.reset()
+    user.begin()
     user.step()
     before = seconds(user.heard["image"][-1])
     user.heard["image"].clear()
