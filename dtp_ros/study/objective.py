@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtp_ros.models.action_tokens import ActionStatistics, UniformBins
 from dtp_ros.models.tabletop import ACT_ID, UNKNOWN_ID, word_tokenizer
-from dtp_ros.models.tabletop_network import DIMENSIONS, TabletopNetwork
+from dtp_ros.models.tabletop_network import DIMENSIONS, TabletopConfig, TabletopNetwork
 from dtp_ros.sim.instructions import phrases
 from dtp_ros.sim.tasks import TASKS
 from dtp_ros.study.demonstrations import TASK_NAMES, Frames
@@ -43,7 +43,8 @@ def tabletop_tokenizer() -> Tokenizer:
 class Batch:
     """B training samples on one device.
 
-    pixels: float32 [B, 3, S, S], 0 ... 255. words: padded ids int64 [B, T]; lengths: words in each, int64 [B].
+    pixels: float32 [B, 3, S, S], 0 ... 255. words: padded ids int64 [B, T]; lengths: words in each, int64 [B]. hidden:
+    image tokens that no row sees, as if they had been pruned, bool [B, N].
     action: normalised, gripper too, float32 [B, 7] in [-1, 1]; bins: int64 [B, 7]. known: bins of the first six as the
     later ones see them, int64 [B, 6].
     positions: normalised float32 [B, 9]; headings: float32 [B, 4]; held: float32 [B]; points: float32 [B, 2, 2], as in
@@ -53,6 +54,7 @@ class Batch:
     pixels: Tensor
     words: Tensor
     lengths: Tensor
+    hidden: Tensor
     action: Tensor
     bins: Tensor
     known: Tensor
@@ -67,12 +69,23 @@ class Batch:
 
 
 class Batches:
-    """Draws augmented batches; batch number n is the same whenever it is asked for."""
+    """Draws augmented batches; batch number n is the same whenever it is asked for.
+
+    drop: largest share of a sample's image tokens that is hidden; each sample's own is drawn from 0 ... drop.
+    """
 
     def __init__(
-        self, frames: Frames, statistics: ActionStatistics, bins: int, tokenizer: Tokenizer, seed: int
+        self,
+        frames: Frames,
+        statistics: ActionStatistics,
+        config: TabletopConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        drop: float = 0.0,
     ) -> None:
         self.frames = frames
+        self._image_tokens, self._drop = config.side**2, drop
+        bins = config.bins
         self._seed, self._count = seed, bins
         self._phrases = [
             [torch.tensor(tokenizer.encode(phrase).ids) for phrase in phrases(TASKS[name])] for name in TASK_NAMES
@@ -91,12 +104,17 @@ class Batches:
         index = rng.integers(len(self.frames), size=size)
         said = [self._phrase(int(task), rng) for task in self.frames.tasks[index]]
         batch = self._batch(index, said, _jittered(self._pixels(index), rng))
-        return replace(batch, known=_drawn(batch.known, self._count, rng))
+        hidden = self._hidden(size, np.random.default_rng([self._seed, number, 1]))
+        return replace(batch, known=_drawn(batch.known, self._count, rng), hidden=hidden)
 
     def plain(self, index: np.ndarray) -> Batch:
         """The samples `index`, not augmented, with the tasks' own instructions."""
         said = [self._phrases[int(task)][0] for task in self.frames.tasks[index]]
         return self._batch(index, said, self._pixels(index))
+
+    def _hidden(self, size: int, rng: np.random.Generator) -> Tensor:
+        share = rng.uniform(0.0, self._drop, (size, 1))
+        return torch.from_numpy(rng.random((size, self._image_tokens)) < share)
 
     def _headings(self, index: np.ndarray) -> Tensor:
         """Cosine and sine [B, 4] of the headings of source and gripper, times the source's symmetry."""
@@ -130,6 +148,7 @@ class Batches:
             headings=self._headings(index),
             held=torch.from_numpy(frames.held[index]),
             points=torch.from_numpy(frames.pixels[index]).clamp(0, 0.999),
+            hidden=torch.zeros(len(index), self._image_tokens, dtype=torch.bool),
         )
 
 
@@ -167,6 +186,7 @@ def prefix(network: TabletopNetwork, batch: Batch) -> tuple[Tensor, Tensor, Tens
     device = words.device
     steps = torch.arange(words.shape[1], device=device)
     there = torch.ones(count, embeddings.shape[1], dtype=torch.bool, device=device)
+    there[:, :num_image] = ~batch.hidden
     there[:, num_image:-1] = steps < lengths[:, None]
     positions = torch.arange(embeddings.shape[1], device=device).repeat(count, 1)
     positions[:, -1] = num_image + lengths

@@ -48,6 +48,7 @@ class BatchPolicy:
             torch.from_numpy(images).permute(0, 3, 1, 2).float(),
             torch.nn.utils.rnn.pad_sequence(words, batch_first=True),
             torch.tensor([len(ids) for ids in words]),
+            torch.zeros(len(images), self._network.config.side**2, dtype=torch.bool),
             *[nothing] * 7,
         )
         embeddings, there, positions = prefix(self._network, batch)

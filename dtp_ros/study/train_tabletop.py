@@ -143,7 +143,8 @@ class Run:
         write_checkpoint(self.out / name, network, self.tokenizer, self._statistics)
 
     def _batches(self, frames: Frames) -> Batches:
-        return Batches(frames, self._statistics, self.config.bins, self.tokenizer, self.training.seed)
+        training = self.training
+        return Batches(frames, self._statistics, self.config, self.tokenizer, training.seed, training.drop)
 
     def _seed(self, number: int) -> int:
         """Seed of shard `number`: another training has other demonstrations."""
@@ -198,6 +199,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=Plan.workers)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="of the training; auto takes a GPU if any")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+    parser.add_argument("--drop", type=float, default=TrainingConfig.drop, help="largest share of image tokens hidden")
     return parser.parse_args(arguments)
 
 
@@ -206,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
     try:
         plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
-        training = TrainingConfig(steps=options.steps, seed=options.seed)
+        training = TrainingConfig(steps=options.steps, seed=options.seed, drop=options.drop)
         config = TabletopConfig(
             tabletop_tokenizer().get_vocab_size(), max_translation=MAX_TRANSLATION, max_rotation=MAX_ROTATION
         )

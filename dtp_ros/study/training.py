@@ -26,7 +26,8 @@ class TrainingConfig:
 
     muon_rate: of the matrices of the language model (Muon, Jordan et al. 2024); rate: of everything else (AdamW). Both
     rise over `warm_up` steps and fall to 2 % as half a cosine. average: decay of the averaged weights, which are what
-    acts. report, save: every so many steps. Raises ConfigError out of range.
+    acts. report, save: every so many steps. drop: largest share of image tokens hidden from a sample (`Batches`).
+    Raises ConfigError out of range.
     """
 
     steps: int = 5400
@@ -39,12 +40,13 @@ class TrainingConfig:
     report: int = 50
     save: int = 200
     seed: int = 0
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         for name, high in (("steps", 10**7), ("batch", 10**5), ("warm_up", 10**6), ("report", 10**6), ("save", 10**6)):
             require_integer(name, getattr(self, name), 1, high)
         require_integer("seed", self.seed, 0, 2**31 - 1)
-        for name in ("muon_rate", "rate", "weight_decay", "average"):
+        for name in ("muon_rate", "rate", "weight_decay", "average", "drop"):
             require_range(name, getattr(self, name), 0.0, 1.0)
 
     def share(self, step: int) -> float:

@@ -41,9 +41,13 @@ def tokenizer():
     return tabletop_tokenizer()
 
 
-@pytest.fixture
-def network(tokenizer):
-    config = TabletopConfig(
+@pytest.fixture(scope="session")
+def config(tokenizer):
+    return TabletopConfig(
         tokenizer.get_vocab_size(), image_size=SIZE, widths=(16, 24, 32), hidden=32, layers=4, heads=2, mlp=64
     )
+
+
+@pytest.fixture
+def network(config):
     return new_network(config, seed=3)

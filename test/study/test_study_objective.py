@@ -13,8 +13,8 @@ from dtp_ros.study.objective import CENTRE, SPREAD, Batch, Batches, Objective
 
 
 @pytest.fixture
-def batches(frames, statistics, tokenizer):
-    return Batches(frames, statistics, 256, tokenizer, seed=1)
+def batches(frames, statistics, config, tokenizer):
+    return Batches(frames, statistics, config, tokenizer, seed=1)
 
 
 def one(batch: Batch, index: int) -> Batch:
@@ -81,6 +81,35 @@ def test_headings_follow_from_the_label(batches, frames):
     assert reaching.sum() > 10
     turned = np.angle(np.exp(1j * times * (2 * frames.actions[:, 5] - left))) / times
     assert np.abs(turned[reaching]).max() < 0.05
+
+
+def test_a_share_of_image_tokens_is_hidden_and_nothing_else_changes(frames, statistics, config, tokenizer, batches):
+    dropped = Batches(frames, statistics, config, tokenizer, seed=1, drop=0.4)(3, 256)
+    shares = dropped.hidden.float().mean(dim=1)
+    assert float(shares.mean()) == pytest.approx(0.2, abs=0.03)
+    assert float(shares.std()) > 0.1  # each sample has its own
+    plain = batches(3, 256)
+    assert not plain.hidden.any()
+    for field in fields(Batch):
+        assert field.name == "hidden" or getattr(dropped, field.name).equal(getattr(plain, field.name))
+
+
+def test_what_is_hidden_moves_no_action_and_no_position(network, batches, monkeypatch):
+    """Other tokens in the hidden places give the same actions, as if they were not there."""
+    batch = batches(0, 6)
+    hidden = torch.rand(6, network.config.side**2) < 0.4
+    batch = replace(batch, hidden=hidden)
+    objective = Objective(network).eval()
+    with torch.no_grad():
+        before = objective(batch)
+        own = network.image_tokens(batch.pixels)
+        monkeypatch.setattr(network, "image_tokens", lambda pixels: torch.where(hidden[..., None], 7.0, own))
+        after = objective(batch)
+        monkeypatch.setattr(network, "image_tokens", lambda pixels: torch.where(hidden[..., None], own, 7.0))
+        others = objective(batch)
+    for name in ("action", "position", "heading", "held"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert abs(float(others["action"] - before["action"])) > 1e-3
 
 
 def test_padding_changes_nothing(network, tokenizer, batches):

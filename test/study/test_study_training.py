@@ -48,9 +48,9 @@ def trainer(network, folder, **changes) -> Trainer:
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
-    network, tokenizer, frames, statistics, tmp_path, monkeypatch
+    network, config, tokenizer, frames, statistics, tmp_path, monkeypatch
 ):
-    batches = Batches(frames, statistics, 256, tokenizer, seed=1)
+    batches = Batches(frames, statistics, config, tokenizer, seed=1)
     start = {name: value.clone() for name, value in network.state_dict().items()}
     whole = trainer(network, tmp_path / "whole")
     whole.run(batches, 8, dict)
@@ -79,15 +79,15 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     assert steps == [2, 4, 6, 8]
 
 
-def test_a_state_of_another_configuration_is_not_gone_on_with(network, tokenizer, frames, statistics, tmp_path):
-    trainer(network, tmp_path / "t").run(Batches(frames, statistics, 256, tokenizer, seed=1), 4, dict)
+def test_a_state_of_another_configuration_is_not_gone_on_with(network, config, tokenizer, frames, statistics, tmp_path):
+    trainer(network, tmp_path / "t").run(Batches(frames, statistics, config, tokenizer, seed=1), 4, dict)
     with pytest.raises(ConfigError, match=r"state\.pt is of a training with .*'seed': 0.*another folder"):
         trainer(network, tmp_path / "t", seed=1)
 
 
-def test_figures_are_means_over_the_steps_that_were_run(network, tokenizer, frames, statistics, tmp_path):
+def test_figures_are_means_over_the_steps_that_were_run(network, config, tokenizer, frames, statistics, tmp_path):
     """Three steps, then two more to the first report at 4: the mean is over one, as the losses themselves say."""
-    batches, seen = Batches(frames, statistics, 256, tokenizer, seed=1), []
+    batches, seen = Batches(frames, statistics, config, tokenizer, seed=1), []
     one = trainer(network, tmp_path / "t", report=4, save=100)
     one.objective.register_forward_hook(lambda module, inputs, losses: seen.append(float(losses["action"].detach())))
     one.run(batches, 3, dict)
