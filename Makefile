@@ -19,7 +19,7 @@ INSTRUCTION ?=
 EPISODE ?= 3
 STEPS ?= 60
 
-.PHONY: demo test test-all lint venv train bench success-table expert-table region-table clean help
+.PHONY: demo test test-all lint venv train bench study success-table expert-table region-table clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,7 +34,7 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg
 	  { rm -rf $(VENV); echo "no venv module here: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV): torch, transformers, mujoco$(if $(SYSTEM_ROS),, and ROS 2 Jazzy); this takes some minutes"
 	$(BIN)/python -m pip install $(PIP_FLAGS) \
-	  -r requirements/base.txt -r requirements/dev.txt \
+	  -r requirements/base.txt -r requirements/dev.txt -r requirements/study.txt \
 	  $(if $(SYSTEM_ROS),-c requirements/constraints-ros.txt,-c requirements/constraints.txt -r requirements/ros.txt)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -78,6 +78,11 @@ success-table: $(STAMP) ## the tabletop policy on all 96 configurations in every
 
 expert-table: $(STAMP) ## the expert on all 96 configurations, over ROS 2
 	$(BIN)/python tools/success_table.py --policy expert --out out/expert
+
+study: $(STAMP) ## whether pruning helps the tabletop policy: sweep, ablation, attention, with statistics (out/study; many hours; goes on where it was interrupted)
+	$(BIN)/python -m dtp_ros.study.main sweep --out out/study
+	$(BIN)/python -m dtp_ros.study.main ablate --out out/study
+	$(BIN)/python -m dtp_ros.study.main attention --log out/study/episodes.jsonl --out out/study
 
 region-table: $(STAMP) ## whether DTP's important region holds what the task is about
 	$(BIN)/python tools/region_table.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

@@ -226,8 +226,11 @@ def state_as_data(state: NDArray[np.float64], convention: str, size: int) -> NDA
         return state if size == len(state) else np.insert(state, 6, 0.0)
     # Bridge's zero is the gripper pointing down, at which LIBERO's frame is half a turn about x from the base's.
     turned = Rotation.from_euler("xyz", state[3:6]) * Rotation.from_rotvec([np.pi, 0.0, 0.0])
-    finger = LIBERO_FINGER * state[6]
-    return np.concatenate([state[:3], turned.as_rotvec(), [finger, -finger]])
+    vector, finger = turned.as_rotvec(), LIBERO_FINGER * state[6]
+    # LIBERO writes turns beyond half a one too, about axes that all point to the front (its data go to 3.67 rad).
+    if vector[0] < 0.0:
+        vector *= 1.0 - 2.0 * np.pi / np.linalg.norm(vector)
+    return np.concatenate([state[:3], vector, [finger, -finger]])
 
 
 def actions_from_data(actions: NDArray[np.float64], convention: str) -> NDArray[np.float64]:

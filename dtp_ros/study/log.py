@@ -1,0 +1,138 @@
+"""The study's log: one JSON object an episode, appended as soon as it has ended. All else is made from it alone."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dtp_ros.errors import DtpError
+
+# Figures of every step of the policy, in this order: see StepTrace.
+SERIES = (
+    "unimportant_attention", "fire_rate", "pruned", "entropy_clean", "entropy_refined", "score_clean", "score_refined",
+    "tolerance",
+)  # fmt: skip
+DIGITS = 5  # that a figure of a step keeps
+
+
+class LogError(DtpError):
+    """A log that cannot be read, or that does not hold what an analysis needs."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode under one arm of a comparison.
+
+    arm: name of what is compared, e.g. `off` or `dtp 0.5`. benchmark, task, episode: which episode it was; the same
+    three stand for the same start under every arm. grasped: whether the right object was ever held, or None where the
+    benchmark does not say. steps: control steps. holds: steps of the policy that gave no action.
+    setup: model, checkpoint and the constants of the method. series: figures of each step of the policy (`SERIES`).
+    """
+
+    arm: str
+    benchmark: str
+    task: str
+    episode: int
+    success: bool
+    grasped: bool | None
+    steps: int
+    holds: int
+    setup: Mapping[str, Any]
+    series: Mapping[str, tuple[float, ...]]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Which episode it is, under whatever arm."""
+        return self.benchmark, self.task, self.episode
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it belongs to the half on which a choice is confirmed: the odd ones."""
+        return self.episode % 2 == 1
+
+    def mean(self, figure: str) -> float:
+        """Mean of a figure over the policy's steps."""
+        values = self.series[figure]
+        return sum(values) / len(values)
+
+
+def append(path: Path, episode: Episode) -> None:
+    """Add a line; whole or not at all, also where several processes write."""
+    series = {name: [_rounded(v) for v in values] for name, values in episode.series.items()}
+    line = json.dumps(asdict(episode) | {"series": series}, separators=(",", ":")) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def read(paths: Iterable[Path]) -> list[Episode]:
+    """The episodes of some logs, in a fixed order; of one that was logged twice the last.
+
+    A last line that was cut off (a run that was killed) is left out. `*.xz` is read too. Raises LogError.
+    """
+    found: dict[tuple[str, tuple[str, str, int]], Episode] = {}
+    for path in paths:
+        try:
+            raw = path.read_bytes()
+            lines = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8").split("\n")
+        except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+            raise LogError(f"{path} cannot be read: {error}") from None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                episode = _parsed(line)
+            except (ValueError, TypeError, KeyError) as error:
+                if number == len(lines):  # no newline after it
+                    continue
+                raise LogError(f"{path}, line {number}, is no episode of a study: {error}") from None
+            found[episode.arm, episode.key] = episode
+    return [found[key] for key in sorted(found)]
+
+
+def arms(episodes: Iterable[Episode]) -> list[str]:
+    """The arms, in the order in which `sorted` episodes name them; `off` first where it is there."""
+    names = list(dict.fromkeys(episode.arm for episode in episodes))
+    return sorted(names, key=lambda name: (name != "off", name))
+
+
+def paired(episodes: Iterable[Episode], first: str, second: str) -> list[tuple[Episode, Episode]]:
+    """The episodes that both arms have, side by side. Raises LogError where there are none."""
+    chosen = list(episodes)
+    one = {episode.key: episode for episode in chosen if episode.arm == first}
+    other = {episode.key: episode for episode in chosen if episode.arm == second}
+    keys = sorted(one.keys() & other.keys())
+    if not keys:
+        raise LogError(f"no episode was run under both {first!r} and {second!r} (there are: {', '.join(arms(chosen))})")
+    return [(one[key], other[key]) for key in keys]
+
+
+def by_task(episodes: Iterable[Episode]) -> dict[tuple[str, str], list[Episode]]:
+    """Episodes by (benchmark, task)."""
+    groups: dict[tuple[str, str], list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault((episode.benchmark, episode.task), []).append(episode)
+    return groups
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _parsed(line: str) -> Episode:
+    raw = json.loads(line)
+    names = {field.name for field in fields(Episode)}
+    if not isinstance(raw, dict) or raw.keys() != names:
+        raise ValueError(f"its keys are not {', '.join(sorted(names))}")
+    series: dict[str, Sequence[float]] = raw["series"]
+    if set(series) != set(SERIES) or len({len(values) for values in series.values()}) != 1 or not series["pruned"]:
+        raise ValueError(f"its series are not {', '.join(SERIES)}, of one length")
+    return Episode(**raw | {"series": {name: tuple(float(v) for v in series[name]) for name in SERIES}})

@@ -1,0 +1,255 @@
+"""Our policies as a model server of vla-eval, with the study's log: any model, any constant, any of its benchmarks.
+
+`python -m dtp_ros.study.server --config config/study/servers/<name>.yaml`, or `vla-eval serve --config ...` with uv.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vla_eval import specs
+from vla_eval.model_servers.base import SessionContext
+from vla_eval.model_servers.predict import PredictModelServer
+
+from dtp_ros.engine.policy import DtpPolicy
+from dtp_ros.engine.types import GenerationConfig, StepTrace
+from dtp_ros.errors import ConfigError, require_integer
+from dtp_ros.models.registry import load_adapter, model_defaults
+from dtp_ros.pruning.config import PruningConfig
+from dtp_ros.study import log
+from dtp_ros.study.embodiments import embodiment
+
+_PRUNING = {item.name for item in fields(PruningConfig)}
+_GENERATION = {"fast_grammar", "speculative", "ensemble", "ensemble_weight"}
+_EVALUATION = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-")
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Everything of an arm that is not the model: how it prunes, and how tokens become actions."""
+
+    pruning: PruningConfig
+    generation: GenerationConfig
+    execute_horizon: int
+
+    @classmethod
+    def of(cls, model: str, checkpoint: str, frequency: float, parameters: Mapping[str, Any]) -> Constants:
+        """The model's own (config/models), with some replaced. Raises ConfigError."""
+        defaults = model_defaults(model, checkpoint)
+        known = {*_PRUNING, *_GENERATION, "execute_horizon"}
+        if unknown := sorted(parameters.keys() - known):
+            raise ConfigError(f"parameters: {', '.join(unknown)} not known (valid: {', '.join(sorted(known))})")
+        values: dict[str, Any] = {"speculative": True, **defaults}
+        for name, value in parameters.items():
+            values[name] = _like(values[name], value)
+        generation = {name: values[name] for name in _GENERATION} | {"control_frequency": frequency}
+        horizon = require_integer("execute_horizon", values["execute_horizon"], 1, 64)
+        return cls(PruningConfig(**{n: values[n] for n in _PRUNING}), GenerationConfig(**generation), horizon)
+
+
+@dataclass
+class _Running:
+    """An episode: a policy with its own history over the shared weights, and what will be logged."""
+
+    policy: DtpPolicy
+    constants: Constants
+    arm: str
+    benchmark: str
+    task: Mapping[str, Any]
+    traces: list[StepTrace] = field(default_factory=list)
+    holds: int = 0
+    gripper: float = 1.0  # of the last action: a hold keeps it
+
+
+class DtpModelServer(PredictModelServer):
+    """A policy with Distracting Token Pruning for vla-eval's benchmarks.
+
+    Observations of several shards are answered one at a time; each shard has its own history.
+    """
+
+    def __init__(
+        self,
+        model: str = "tabletop",
+        checkpoint: str = "",
+        *,
+        embodiment: str = "tabletop",
+        parameters: dict[str, Any] | None = None,
+        arm: str = "",
+        log: str = "",
+        revision: str = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        preprocess: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: name of the registry (tabletop, nora, spatialvla, univla, openvla, pi0_fast).
+            checkpoint: folder, hub id or `tiny`; the model's own if empty.
+            embodiment: robot of the benchmark, see embodiments.py.
+            parameters: constants that replace the model's own, by the names of the ROS parameters: those of
+                PruningConfig, `execute_horizon`, `ensemble`, `ensemble_weight`, `fast_grammar`, `speculative`.
+            arm: name of this setting in the log.
+            log: file that gets one JSON line an episode; none if empty.
+            revision, device, dtype, preprocess, options: see `load_adapter`.
+
+        Raises:
+            ConfigError, CheckpointError, DeviceError: see `load_adapter`.
+        """
+        self._robot = _embodiment(embodiment)
+        self._log = Path(log) if log else None
+        self._model, self._checkpoint = model, checkpoint or str(model_defaults(model)["checkpoint"])
+        how: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "preprocess": preprocess}
+        self._adapter = load_adapter(model, self._checkpoint, options=options, **how)
+        self._running: dict[str, _Running] = {}
+        self._free: list[DtpPolicy] = []  # with their buffers, and on CUDA their captured graphs
+        self._parameters = dict(parameters or {})
+        super().__init__(chunk_size=1)
+        self.begin(arm)
+
+    def begin(self, arm: str, parameters: Mapping[str, Any] | None = None, benchmark: str = "") -> None:
+        """From now on, act with these constants, and log under these names. Raises ConfigError, changing nothing.
+
+        parameters: replace those of the constructor, one by one. benchmark: what the episodes to come belong to; if
+        empty, vla-eval's name of the evaluation.
+        """
+        frequency = self._robot.control_frequency
+        chosen = {**self._parameters, **(parameters or {})}
+        constants = Constants.of(self._model, self._checkpoint, frequency, chosen)
+        rows, cols = self._adapter.grid
+        constants.pruning.require_fits(self._adapter.num_layers, rows * cols)
+        require_integer("execute_horizon", constants.execute_horizon, 1, self._adapter.horizon)
+        self._constants, self.chunk_size = constants, constants.execute_horizon
+        self._arm, self._benchmark = arm, benchmark
+
+    @property
+    def running(self) -> int:
+        """Episodes that have begun and not ended; the log lacks them."""
+        return len(self._running)
+
+    async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
+        """Forget the episode before."""
+        await super().on_episode_start(config, ctx)
+        self._release(ctx.session_id)
+        # A shallow copy has the weights and its own history.
+        policy = self._free.pop() if self._free else DtpPolicy(copy.copy(self._adapter))
+        policy.reset()
+        benchmark = self._benchmark or _EVALUATION.sub("", ctx.eval_id)
+        task = config.get("task", {})
+        self._running[ctx.session_id] = _Running(policy, self._constants, self._arm, benchmark, task)
+
+    def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
+        """Act: `actions` float64 [H, 7] as the benchmark takes them, or one that holds, [7], with `hold`: True."""
+        episode, adapter = self._running[ctx.session_id], self._adapter
+        constants = episode.constants
+        seen = self._robot.observe(obs, adapter.num_cameras, with_state=adapter.needs_state, step=ctx.step)
+        result = episode.policy.step(seen, constants.pruning, constants.generation)
+        episode.traces.append(result.trace)
+        if result.chunk is None:
+            episode.holds += 1
+            return {"actions": self._robot.act(np.array([0.0] * 6 + [episode.gripper])), "hold": True}
+        actions = result.chunk.actions[: constants.execute_horizon]
+        episode.gripper = float(actions[-1, 6])
+        return {"actions": np.stack([self._robot.act(action) for action in actions])}
+
+    async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
+        """Log the episode, unless it broke off."""
+        await super().on_episode_end(result, ctx)
+        episode = self._running.get(ctx.session_id)
+        try:
+            if self._log is not None and episode is not None:
+                self._write(self._log, episode, result)
+        finally:
+            self._release(ctx.session_id)
+
+    def _write(self, path: Path, episode: _Running, result: Mapping[str, Any]) -> None:
+        metrics, task = result.get("metrics") or {}, episode.task
+        if not episode.traces or "success" not in metrics:
+            return  # it broke off
+        grasped = metrics.get("grasped")
+        line = log.Episode(
+            arm=episode.arm,
+            benchmark=episode.benchmark,
+            task=str(task.get("name", "")),
+            episode=int(task.get("episode", task.get("episode_idx", 0))),
+            success=bool(metrics["success"]),
+            grasped=None if grasped is None else bool(grasped),
+            steps=int(result.get("steps", 0)),
+            holds=episode.holds,
+            setup=self.setup(episode.constants),
+            series=series(episode.traces),
+        )
+        log.append(path, line)
+
+    def get_action_spec(self) -> dict[str, specs.DimSpec]:
+        """What the actions are."""
+        return {
+            "position": specs.POSITION_DELTA,
+            "rotation": specs.DimSpec("rotation", 3, self._robot.rotation),
+            "gripper": specs.DimSpec("gripper", 1, self._robot.gripper),
+        }
+
+    def get_observation_spec(self) -> dict[str, specs.DimSpec]:
+        """What a benchmark must send."""
+        return {self._robot.cameras[0]: specs.IMAGE_RGB, "language": specs.LANGUAGE}
+
+    def get_observation_params(self) -> dict[str, Any]:
+        """What a benchmark is asked to send besides."""
+        adapter, wanted = self._adapter, dict(self._robot.wants)
+        if adapter.needs_state:
+            wanted |= self._robot.wants_state
+        if adapter.num_cameras > 1:
+            wanted |= self._robot.wants_wrist
+        return wanted
+
+    def _release(self, session_id: str) -> None:
+        episode = self._running.pop(session_id, None)
+        if episode is not None:
+            self._free.append(episode.policy)
+
+    def setup(self, constants: Constants | None = None) -> dict[str, Any]:
+        """Model and constants as the log has them; the present ones if none are given."""
+        constants = constants or self._constants
+        return {
+            "model": self._model,
+            "checkpoint": self._checkpoint,
+            "device": str(self._adapter.device.type),
+            "dtype": str(self._adapter.dtype).removeprefix("torch."),
+            **asdict(constants.pruning),
+            **asdict(constants.generation),
+            "execute_horizon": constants.execute_horizon,
+        }
+
+
+def _like(default: object, value: Any) -> Any:
+    """A file's value as the default's type: jsonargparse reads `off` as False, YAML 1 as a whole number."""
+    if isinstance(default, str) and value is False:
+        return "off"
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def series(traces: list[StepTrace]) -> dict[str, tuple[float, ...]]:
+    """The figures of each step that the log keeps."""
+    own = {"fire_rate", "pruned", "tolerance"}
+    return {
+        name: tuple(float(getattr(trace, name) if name in own else trace.mean(name)) for trace in traces)
+        for name in log.SERIES
+    }
+
+
+_embodiment = embodiment  # the constructor's argument has the same name, which jsonargparse shows to users
+
+
+if __name__ == "__main__":
+    from vla_eval.model_servers.serve import run_server
+
+    run_server(DtpModelServer)

@@ -1,0 +1,131 @@
+"""dtp_ros/study/log.py and outcomes.py: what is written is read, whatever happens to the file in between."""
+
+import json
+import lzma
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtp_ros.study import log, outcomes
+
+EPISODE = log.Episode(
+    arm="off",
+    benchmark="bench",
+    task="stack",
+    episode=3,
+    success=True,
+    grasped=None,
+    steps=12,
+    holds=1,
+    setup={"model": "tabletop", "tolerance": 0.5},
+    series=dict.fromkeys(log.SERIES, (0.25, 0.5)),
+)
+
+
+def test_what_is_appended_is_read(tmp_path):
+    path = tmp_path / "folder" / "log.jsonl"
+    others = [EPISODE, replace(EPISODE, episode=1, success=False, grasped=True), replace(EPISODE, arm="dtp 0.5")]
+    for episode in others:
+        log.append(path, episode)
+    assert log.read([path]) == sorted(others, key=lambda e: (e.arm, e.key))
+    assert log.arms(log.read([path])) == ["off", "dtp 0.5"]
+
+
+def test_a_packed_log_is_read_too(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log.append(path, EPISODE)
+    packed = tmp_path / "log.jsonl.xz"
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    assert log.read([packed]) == log.read([path])
+    packed.write_bytes(b"no such thing")
+    with pytest.raises(log.LogError, match=r"log.jsonl.xz cannot be read"):
+        log.read([packed])
+
+
+def test_an_episode_that_was_run_twice_counts_once_and_last(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for steps in (5, 9):
+        log.append(path, replace(EPISODE, steps=steps))
+    assert [episode.steps for episode in log.read([path])] == [9]
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for number in range(2):
+        log.append(path, replace(EPISODE, episode=number))
+    text = path.read_text()
+    for end in range(len(text) - 40, len(text) - 1):
+        path.write_text(text[:end])
+        assert [episode.episode for episode in log.read([path])] == [0]
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "12", "{broken", json.dumps({"arm": "off"})])
+def test_any_other_line_is_named(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    log.append(path, EPISODE)
+    path.write_text(line + "\n" + path.read_text())
+    with pytest.raises(log.LogError, match=r"log.jsonl, line 1"):
+        log.read([path])
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(log.LogError, match=r"none.jsonl cannot be read"):
+        log.read([tmp_path / "none.jsonl"])
+
+
+def test_series_of_unequal_length_are_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log.append(path, replace(EPISODE, series={**EPISODE.series, "pruned": (1.0,)}))
+    log.append(path, EPISODE)
+    with pytest.raises(log.LogError, match="of one length"):
+        log.read([path])
+
+
+def test_only_episodes_of_both_arms_are_paired():
+    first = [replace(EPISODE, episode=n) for n in (0, 1, 2)]
+    second = [replace(EPISODE, arm="dtp 1", episode=n) for n in (4, 2, 1)]
+    assert [a.episode for a, _ in log.paired(first + second, "off", "dtp 1")] == [1, 2]
+    assert [b.arm for _, b in log.paired(first + second, "off", "dtp 1")] == ["dtp 1", "dtp 1"]
+    with pytest.raises(log.LogError, match=r"'dtp 2' \(there are: off, dtp 1\)"):
+        log.paired(first + second, "off", "dtp 2")
+
+
+ENDINGS = st.dictionaries(
+    st.tuples(st.sampled_from("ab"), st.sampled_from("cd"), st.sampled_from(["off", "dtp 1"]), st.integers(0, 9)),
+    st.tuples(st.booleans(), st.sampled_from([None, True, False]), st.integers(1, 99)),
+    min_size=1,
+)
+
+
+@given(ENDINGS)
+def test_published_outcomes_are_those_of_the_log(tmp_path_factory, ends):
+    episodes = [
+        replace(EPISODE, benchmark=b, task=t, arm=arm, episode=n, success=success, grasped=grasped, steps=steps)
+        for (b, t, arm, n), (success, grasped, steps) in ends.items()
+    ]
+    path = tmp_path_factory.mktemp("outcomes") / "outcomes.json"
+    outcomes.write(path, episodes)
+    assert outcomes.read(path) == ends
+    assert outcomes.compare(ends, episodes) == (len(ends), [])
+
+
+def test_an_episode_that_ended_otherwise_is_said():
+    published = outcomes.endings([EPISODE, replace(EPISODE, episode=4)])
+    shared, other = outcomes.compare(published, [replace(EPISODE, success=False), replace(EPISODE, episode=9)])
+    assert shared == 1
+    assert other == ["bench, stack, off, episode 3: failure, 12 steps, published success, 12 steps"]
+    with pytest.raises(log.LogError, match="none of these episodes"):
+        outcomes.compare(published, [replace(EPISODE, arm="dtp 1")])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '[{"benchmark": "b"}]', "[1]"])
+def test_a_file_without_outcomes_is_named(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    if text == "{}":
+        assert outcomes.read(path) == {}
+        return
+    with pytest.raises(log.LogError, match=r"other.json holds no outcomes"):
+        outcomes.read(path)
