@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from dtp_ros.ros.compat import Question
 from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, TASKS
+from dtp_ros.study.statistics import wilson
 
 from processes import NodeProcesses, use_private_domain
 
@@ -145,14 +145,6 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
             raise RuntimeError(f"waited in vain for {what}")
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate (Wilson 1927)."""
-    rate, spread = successes / trials, z * z / trials
-    middle = rate + spread / 2
-    half = math.sqrt(rate * (1 - rate) * spread + spread * spread / 4)
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
-
-
 def markdown(records: Sequence[Record]) -> str:
     """The table: task, grasped, success with its interval, mean steps to a success."""
     lines = ["| task | grasped | success | 95 % interval | mean steps |", "|---|---|---|---|---|"]
@@ -161,10 +153,10 @@ def markdown(records: Sequence[Record]) -> str:
         if not group:
             continue
         done = [r for r in group if r["success"]]
-        low, high = wilson(len(done), len(group))
+        rate = wilson(len(done), len(group))
         steps = f"{sum(r['steps'] for r in done) / len(done):.1f}" if done else "-"
         grasped = sum(r["grasped"] for r in group)
-        interval = f"{100 * low:.0f} ... {100 * high:.0f} %"
+        interval = f"{100 * rate.low:.0f} ... {100 * rate.high:.0f} %"
         lines.append(f"| {task} | {grasped}/{len(group)} | {len(done)}/{len(group)} | {interval} | {steps} |")
     return "\n".join(lines)
 

@@ -1,0 +1,269 @@
+"""Reports of a study in Markdown, made from its log alone. Nothing is printed without its interval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dtp_ros.study import comparison, figures, log, statistics
+from dtp_ros.study.comparison import Choice, Summary, Versus
+from dtp_ros.study.log import Episode
+from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
+
+RANDOM = ("random_all", "random_unimportant")
+ABLATED = ("no_gaussian", *RANDOM)
+BASELINE = "off"
+_COLUMNS = {
+    "fire_rate": "fire rate",
+    "pruned": "pruned tokens",
+    "entropy_clean": "entropy clean (nats)",
+    "entropy_refined": "entropy refined (nats)",
+    "score_clean": "score clean",
+    "score_refined": "score refined",
+}
+_NOTES = """## How to read this
+
+* Every arm begins the same episodes in the same way, so that arms are compared episode by episode: `gained` are those \
+that only this arm solved, `lost` those that only the other one solved.
+* In brackets are intervals at 95 %: Wilson's for rates, Bonett and Price's (2012) for differences of rates (in \
+percentage points), bootstraps over episodes (BCa, 9999 samples, fixed seed) for means. They hold for these tasks: \
+episodes are a sample, tasks are not.
+* `p` is of the exact McNemar test, two-sided; `p (Holm)` is corrected for all the tests of its table. The interval \
+and the exact test may differ at the border, where the test is the stricter one.
+* The fire rate is the share of action tokens for which anything was pruned, in the mean over steps and episodes; \
+pruned tokens are the largest number of image tokens that were cut for one action token of a step. Entropy (Eq. 6) and \
+score (Eq. 7: 1 is certain, 0 knows nothing) are means over an episode's tokens, before and after pruning. Where runs \
+part, arms see different images: clean figures differ between arms too."""
+
+
+def write_reports(episodes: Sequence[Episode], folder: Path, baseline: str = BASELINE) -> list[Path]:
+    """Write what the log holds, a sweep, an ablation or both, in Markdown and as figures; the files.
+
+    A log of several checkpoints, or of constants that no study varies, gets a report for each.
+    Raises LogError where it is empty, and FigureError without matplotlib, after the Markdown.
+    """
+    if not episodes:
+        raise log.LogError("the log has no episode (valid: at least one)")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [(name, sweep_report, figures.write_sweep, chosen) for name, chosen in sweeps(episodes).items()]
+    found += [(name, ablation_report, figures.write_ablation, chosen) for name, chosen in ablations(episodes).items()]
+    for name, report, _, chosen in found:
+        (folder / f"{name}.md").write_text(report(chosen, baseline), encoding="utf-8")
+    written = []
+    for name, _, draw, chosen in found:
+        path, pictures = folder / f"{name}.md", draw(chosen, folder, name, baseline)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n## Figures\n\n" + "".join(f"![{p.stem}]({p.name})\n\n" for p in pictures))
+        written += [path, *pictures]
+    return written
+
+
+def sweeps(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """The sweeps of a log by file name: no pruning, fixed tolerances, the tolerance of least entropy."""
+    found = {}
+    for name, family in comparison.families(episodes).items():
+        chosen = [e for e in family if e.setup.get("variant") not in ABLATED]
+        several = len(comparison.fixed_tolerances(chosen)) > 1 or comparison.entropy_arms(chosen)
+        if chosen and (several or len(chosen) == len(family)):
+            found[_file("sweep", name)] = chosen
+    return found
+
+
+def ablations(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """The ablations of a log by file name: no pruning, and every variant, at one tolerance."""
+    found = {}
+    for name, family in comparison.families(episodes).items():
+        tolerances = {float(e.setup["tolerance"]) for e in family if e.setup.get("variant") in ABLATED}
+        fixed = comparison.fixed_tolerances(family)
+        for tolerance in sorted(tolerances):
+            at = f"tolerance {tolerance}" if len(tolerances) > 1 else ""
+            found[_file("ablation", name, at)] = [
+                e
+                for e in family
+                if e.setup.get("variant") == "off"
+                or (e.setup.get("tolerance") == tolerance and (e.arm in fixed or e.setup.get("variant") in ABLATED))
+            ]
+    return found
+
+
+def sweep_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
+    """Success against tolerance (the paper's Figure 4), and the choice of one (Eq. 9), in Markdown."""
+    parts = ["# Success against tolerance", *_what_was_run(episodes)]
+    parts += _chosen(comparison.choice(episodes, baseline), baseline, episodes)
+    for title, section in comparison.sections(episodes).items():
+        parts.append(f"## {title}")
+        for name, group in comparison.groups(section).items():
+            parts += [f"### {name}", *_compared(group, baseline), _figures(comparison.summaries(group))]
+    return "\n\n".join([*parts, _NOTES]) + "\n"
+
+
+def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
+    """The variants of the paper's Table 4, in Markdown; each is tested against no pruning and against DTP."""
+    method = next(iter(comparison.fixed_tolerances(episodes)), None)
+    against = [baseline, *([method] if method else [])]
+    parts = ["# What is pruned: the variants", *_what_was_run(episodes)]
+    for title, section in comparison.sections(episodes).items():
+        parts += [f"## {title}", _by_task(section), *_counts(section, method)]
+        for name, group in comparison.groups(section).items():
+            parts += [f"### {name}", *_tested(group, against), _figures(comparison.summaries(group))]
+    return "\n\n".join([*parts, _NOTES]) + "\n"
+
+
+def _what_was_run(episodes: Sequence[Episode]) -> list[str]:
+    alike, differing = comparison.constants(episodes)
+    first = [name for name in comparison.CHECKPOINT if name in alike]
+    listed = [*first, *sorted(alike.keys() - set(first))]
+    names = sorted({name for own in differing.values() for name in own})
+    counts = {arm: sum(e.arm == arm for e in episodes) for arm in differing}
+    rows = [
+        [f"`{arm}`", str(counts[arm]), *(own.get(name, MISSING) for name in names)] for arm, own in differing.items()
+    ]
+    return [
+        "## What was run",
+        "\n".join(f"* {name.replace('_', ' ')}: {alike[name]}" for name in listed),
+        table(["arm", "episodes", *(name.replace("_", " ") for name in names)], rows),
+    ]
+
+
+def _chosen(choice: Choice | None, baseline: str, episodes: Sequence[Episode]) -> list[str]:
+    title = "## The choice of the tolerance"
+    if choice is None:
+        return [title, "No tolerance is chosen: no episode of the tuning half was run under every fixed tolerance."]
+    left_out = f" ({choice.left_out} more, which not every arm has, are left out)" if choice.left_out else ""
+    rows = [[f"`{arm}`", percent(success)] for arm, success in choice.tuning.items()]
+    return [
+        title,
+        f"Chosen by success on the tuning half, {choice.episodes} episodes of even number{left_out}; of equal "
+        "tolerances the larger. The episodes of odd number have no part in it, and are used for one test.",
+        table(["arm", "success on the tuning half"], rows),
+        f"**Tolerance {choice.tolerance:g}** (`{choice.arm}`). {_confirmed(choice, baseline)}",
+        *_held_out(choice, baseline, episodes),
+    ]
+
+
+def _confirmed(choice: Choice, baseline: str) -> str:
+    if choice.confirmed is None:
+        return f"No test confirms it: no episode of the held-out half was run under both it and `{baseline}`."
+    test, (before, after) = choice.confirmed.test, choice.success
+    verdict = "differ at the 5 % level" if test.p < 0.05 else "are not shown to differ at the 5 % level"
+    return (
+        f"On the {test.pairs} held-out episodes `{baseline}` solves {percent(before)} and `{choice.arm}` "
+        f"{percent(after)}: a difference of {points(test.difference)} percentage points, gained / lost "
+        f"{test.gained} / {test.lost}, p {'' if test.p < 0.001 else '= '}{p_value(test.p)} (exact McNemar test). "
+        f"The two {verdict}."
+    )
+
+
+def _held_out(choice: Choice, baseline: str, episodes: Sequence[Episode]) -> list[str]:
+    """What was left out of the test, and its difference for each of several benchmarks, where no more is tested."""
+    if choice.confirmed is None:
+        return []
+    held_out = [e for e in episodes if e.held_out and e.arm in (baseline, choice.arm)]
+    rows = [
+        [title, str(found.test.pairs), points(found.test.difference), f"{found.test.gained} / {found.test.lost}"]
+        for title, section in comparison.sections(held_out).items()
+        for found in comparison.versus(section, [baseline])
+    ]
+    header = ["held-out half", "pairs", "difference, points", "gained / lost"]
+    return [*_left_out([choice.confirmed]), *([table(header, rows)] if len(rows) > 1 else [])]
+
+
+def _compared(episodes: Sequence[Episode], baseline: str) -> list[str]:
+    """A row an arm: its success, and the test against the baseline."""
+    summaries, tests = comparison.summaries(episodes), comparison.versus(episodes, [baseline])
+    by_arm = {test.arm: test for test in tests}
+    grasp = all("grasp" in summary.figures for summary in summaries.values())
+    rows = []
+    for arm, summary in summaries.items():
+        row = [f"`{arm}`", str(summary.episodes), *([percent(summary.figures["grasp"])] if grasp else [])]
+        rows.append([*row, percent(summary.figures["success"]), *_test(by_arm.get(arm))])
+    first = ["arm", "episodes", "grasp", "success"] if grasp else ["arm", "episodes", "success"]
+    header = [*first, *_tests(f"difference to `{baseline}`, points")]
+    alone = [f"`{arm}`" for arm in summaries if arm not in (baseline, *by_arm)]
+    note = f"Not compared, as no episode is shared with `{baseline}`: {', '.join(alone)}."
+    return [table(header, rows), *_left_out(tests), *([note] if alone else [])]
+
+
+def _tested(episodes: Sequence[Episode], against: Sequence[str]) -> list[str]:
+    """A row a test, all of one family."""
+    tests = comparison.versus(episodes, against)
+    if not tests:
+        return [f"Nothing is compared: no episode is shared with {' or '.join(f'`{arm}`' for arm in against)}."]
+    rows = [[f"`{test.arm}`", f"`{test.against}`", *_test(test)] for test in tests]
+    return [table(["arm", "against", *_tests("difference, points")], rows), *_left_out(tests)]
+
+
+def _tests(difference: str) -> list[str]:
+    return ["pairs", difference, "gained / lost", "p", "p (Holm)"]
+
+
+def _test(versus: Versus | None) -> list[str]:
+    if versus is None:
+        return [MISSING] * len(_tests(""))
+    test = versus.test
+    changed = f"{test.gained} / {test.lost}"
+    return [str(test.pairs), points(test.difference), changed, p_value(test.p), p_value(versus.corrected)]
+
+
+def _left_out(tests: Sequence[Versus]) -> list[str]:
+    said = [f"{test.left_out} of `{test.arm}` and `{test.against}`" for test in tests if test.left_out]
+    return [f"Episodes left out of a comparison, as only one of its arms has them: {', '.join(said)}."] if said else []
+
+
+def _figures(summaries: Mapping[str, Summary]) -> str:
+    """The table of what the method did."""
+    rows = []
+    for arm, summary in summaries.items():
+        cells = {name: summary.figures.get(name) for name in _COLUMNS}
+        shown = [percent(cell) if name == "fire_rate" else number(cell) for name, cell in cells.items()]
+        rows.append([f"`{arm}`", *shown])
+    return table(["arm", *_COLUMNS.values()], rows)
+
+
+def _by_task(episodes: Sequence[Episode]) -> str:
+    """The paper's Table 4: grasp and success of each arm, for each task."""
+    columns: list[str] = []
+    rows: dict[str, list[str]] = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
+    for task, group in comparison.groups(episodes).items():
+        summaries = comparison.summaries(group)
+        said = all("grasp" in summary.figures for summary in summaries.values())
+        for figure in ("grasp", "success") if said else ("success",):
+            columns.append(f"{task}: {figure}")
+            for arm, row in rows.items():
+                row.append(percent(summaries[arm].figures[figure]) if arm in summaries else MISSING)
+    return table(["arm", *columns], list(rows.values()))
+
+
+def _counts(episodes: Sequence[Episode], method: str | None) -> list[str]:
+    """Whether the random variants prune as many tokens as DTP."""
+    if method is None:
+        return ["DTP itself was not run at this tolerance: nothing is compared with it."]
+    setups, summaries, rows = comparison.setups(episodes), comparison.summaries(episodes), []
+    shared = [arm for arm, setup in setups.items() if setup.get("variant") != "off" and _share(episodes, method, arm)]
+    for arm in shared:
+        pairs = log.paired(episodes, method, arm)
+        difference = same = MISSING
+        if arm != method and len(pairs) > 1:
+            means = zip(*[(one.mean("pruned"), two.mean("pruned")) for one, two in pairs], strict=True)
+            difference = number(statistics.mean_difference(*means))
+        if setups[arm].get("variant") in RANDOM:
+            equal = sum(one.series["pruned"][0] == two.series["pruned"][0] for one, two in pairs)
+            same = percent(statistics.wilson(equal, len(pairs)))
+        rows.append([f"`{arm}`", number(summaries[arm].figures.get("pruned")), difference, same])
+    header = ["arm", "pruned tokens", f"difference to `{method}`", f"as many as `{method}` at the first step"]
+    return [
+        "The random variants draw as many image tokens as DTP would prune for the same action token in the same "
+        "situation. Episodes part once an action differs, so that means may differ; at the first step, which all arms "
+        "share, counts must be the same (with a mask for each token: those of its first token).",
+        table(header, rows),
+    ]
+
+
+def _share(episodes: Sequence[Episode], one: str, other: str) -> bool:
+    return not {e.key for e in episodes if e.arm == one}.isdisjoint(e.key for e in episodes if e.arm == other)
+
+
+def _file(*words: str) -> str:
+    """A name for a file of any words, such as the path of a checkpoint."""
+    return "_".join(part for word in words if (part := re.sub(r"[^\w.=-]+", "_", word).strip("_")))

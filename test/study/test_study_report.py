@@ -1,0 +1,298 @@
+"""dtp_ros/study/report.py on made-up logs in which it is known who solves what."""
+
+import re
+from dataclasses import replace
+from math import comb
+
+import pytest
+from study_log import ABLATION, SETUP, episode, made, setup_of
+
+from dtp_ros.study import comparison, log, report
+
+PLAIN = {0, 1, 2, 3, 4, 5}  # what no pruning solves, of 20 episodes
+SWEEP = {
+    "off": lambda n: n in PLAIN,
+    "dtp 0.25": lambda n: n in {0, 1, 2},
+    "dtp 0.5": lambda n: n in PLAIN | {6, 7, 8, 10, 12, 13},
+    "dtp 1": lambda n: n in PLAIN - {5} | {6, 8, 9, 10, 12},
+    "min_entropy": lambda n: n in PLAIN | {18},
+}
+ESTIMATE = re.compile(r"[+-]?\d+(\.\d+)?( %)? \([+-]?\d+(\.\d+)? \.\.\. [+-]?\d+(\.\d+)?\)|-")
+BARE = {"arm", "against", "episodes", "pairs", "gained / lost", "p", "p (Holm)", "held-out half"}
+
+
+def tables(text):
+    """Every table, as a heading and rows of {column: cell}."""
+    found, heading = [], ""
+    for block in text.split("\n\n"):
+        if block.startswith("#"):
+            heading = block.lstrip("# ")
+        elif block.startswith("|"):
+            header, rule, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()]
+            assert set(rule) == {"---"}
+            found.append((heading, [dict(zip(header, row, strict=True)) for row in rows]))
+    return found
+
+
+def row_of(text, heading, arm, column):
+    """The first row of an arm under a heading whose table has the column."""
+    for title, rows in tables(text):
+        for row in rows:
+            if title == heading and row.get("arm") == f"`{arm}`" and column in row:
+                return row
+    raise AssertionError(f"no {arm} with {column} under {heading}")
+
+
+def exact(gained, lost):
+    changed = gained + lost
+    return min(1.0, 2 * sum(comb(changed, i) for i in range(min(gained, lost) + 1)) / 2**changed)
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return made(SWEEP)
+
+
+@pytest.fixture(scope="module")
+def swept(sweep):
+    return report.sweep_report(sweep)
+
+
+def test_a_row_has_the_effect_that_was_put_in(swept):
+    row = row_of(swept, "stack", "dtp 1", "success")
+    assert row["episodes"] == row["pairs"] == "20"
+    assert row["success"] == "50.0 % (29.9 ... 70.1)"  # 10 of 20, Wilson
+    assert row["gained / lost"] == "5 / 1"
+    assert row["difference to `off`, points"].startswith("+20.0 (")
+    assert row["p"] == f"{exact(5, 1):.2f}" == "0.22"
+    # Four tests: 3 / 0 lost gives 0.25, 6 / 0 0.03125, 5 / 1 0.21875, 1 / 0 1.
+    corrected = {arm: row_of(swept, "stack", arm, "p (Holm)")["p (Holm)"] for arm in SWEEP}
+    assert corrected == {"off": "-", "dtp 0.25": "0.66", "dtp 0.5": "0.12", "dtp 1": "0.66", "min_entropy": "1.00"}
+
+
+def test_arms_stand_in_order_whatever_the_log_s(sweep):
+    text = report.sweep_report(sweep[::-1])
+    assert [row["arm"] for row in tables(text)[0][1]] == [f"`{arm}`" for arm in SWEEP]
+    assert text == report.sweep_report(sweep)
+
+
+def test_no_figure_is_printed_without_its_interval(sweep):
+    ablated = made({arm: lambda n: n % 3 == 0 for arm in ABLATION})
+    for text in (report.sweep_report(sweep), report.ablation_report(ablated), report.sweep_report(sweep[:1])):
+        body = tables(text)[1:]  # the first says what was run
+        assert body
+        for _, rows in body:
+            for row in rows:
+                assert all(ESTIMATE.fullmatch(cell) for name, cell in row.items() if name not in BARE), row
+        assert not re.search(r"[\d.]+ %(?! \(| level|\.| for)", text.split("## How to read")[0])
+
+
+def test_every_table_is_rectangular(swept):
+    assert len(tables(swept)) == 4  # what was run, the choice, success, what the method did
+
+
+def test_the_tolerance_is_chosen_on_the_tuning_half_alone(sweep, swept):
+    """Even: off 3, dtp 0.25 2, dtp 0.5 3 + {6, 8, 10, 12}, dtp 1 3 + {6, 8, 10, 12}: a tie, which the larger takes."""
+    assert "**Tolerance 1** (`dtp 1`)" in swept
+    row = row_of(swept, "The choice of the tolerance", "dtp 0.5", "success on the tuning half")
+    assert row["success on the tuning half"].startswith("70.0 % (")
+    assert "`min_entropy`" not in swept.split("## The choice")[1].split("## ")[0]
+    chosen = comparison.choice(sweep, "off")
+    turned = [replace(e, success=not e.success) if e.held_out else e for e in sweep]
+    other = comparison.choice(turned, "off")
+    assert (chosen.arm, chosen.tuning, chosen.episodes) == (other.arm, other.tuning, other.episodes)
+    assert (chosen.arm, chosen.episodes) == ("dtp 1", 10)
+    without = [replace(e, success=False) if e.held_out else e for e in sweep]
+    assert comparison.choice(without, "off").arm == "dtp 1"
+
+
+def test_a_better_tuning_half_wins_over_a_larger_tolerance(sweep):
+    worse = [replace(e, success=False) if e.key[2] == 12 and e.arm == "dtp 1" else e for e in sweep]
+    assert comparison.choice(worse, "off").arm == "dtp 0.5"
+
+
+def test_the_choice_is_confirmed_on_the_held_out_half_alone(sweep, swept):
+    """Odd: off solves 1, 3, 5; dtp 1 solves 1, 3, 9."""
+    assert (
+        "On the 10 held-out episodes `off` solves 30.0 % (10.8 ... 60.3) and `dtp 1` 30.0 % (10.8 ... 60.3): "
+        "a difference of +0.0 (" in swept
+    )
+    assert "gained / lost 1 / 1, p = 1.00 (exact McNemar test). The two are not shown to differ" in swept
+    turned = [replace(e, success=not e.success) if not e.held_out and e.arm in ("off", "dtp 1") else e for e in sweep]
+    confirmed = comparison.versus([e for e in turned if e.held_out], ["off"])
+    assert {t.arm: t.test for t in confirmed}["dtp 1"] == comparison.choice(sweep, "off").confirmed.test
+
+
+def test_a_shown_difference_is_said():
+    arms = {"off": lambda n: False, "dtp 0.5": lambda n: True}
+    assert "The two differ at the 5 % level" in report.sweep_report(made(arms))
+
+
+def test_without_a_held_out_half_nothing_is_confirmed(sweep):
+    text = report.sweep_report([e for e in sweep if not e.held_out])
+    assert "**Tolerance 1** (`dtp 1`). No test confirms it" in text
+    assert "No tolerance is chosen" in report.sweep_report([e for e in sweep if e.held_out])
+
+
+def test_without_a_baseline_rates_are_printed_and_nothing_is_compared(sweep):
+    text = report.sweep_report([e for e in sweep if e.arm != "off"])
+    assert "Not compared, as no episode is shared with `off`: `dtp 0.25`, `dtp 0.5`, `dtp 1`, `min_entropy`." in text
+    assert row_of(text, "stack", "dtp 0.5", "p")["p"] == "-"
+
+
+def test_only_episodes_that_both_arms_have_are_compared(sweep):
+    short = [e for e in sweep if e.arm != "dtp 0.5" or e.episode not in (0, 6, 8)]  # 6 and 8 were gained
+    text = report.sweep_report(short)
+    row = row_of(text, "stack", "dtp 0.5", "pairs")
+    assert (row["episodes"], row["pairs"], row["gained / lost"]) == ("17", "17", "4 / 0")
+    assert "as only one of its arms has them: 3 of `dtp 0.5` and `off`." in text
+    without = report.sweep_report([e for e in short if e.arm != "off" or e.episode not in (0, 19)])
+    assert "1 of `dtp 0.25` and `off`" not in without
+    assert "2 of `dtp 0.25` and `off`, 3 of `dtp 0.5` and `off`" in without  # both lack 0; 6, 8 and 19 one of them
+    # Three of the ten tuning episodes are missing from one candidate, so from all.
+    assert "tuning half, 7 episodes of even number (3 more, which not every arm has, are left out)" in text
+
+
+def test_a_benchmark_that_does_not_say_grasped_has_no_column(sweep, swept):
+    assert row_of(swept, "stack", "off", "grasp")["grasp"].startswith("40.0 % (")  # 6 solved; 10 and 15 only held
+    silent = report.sweep_report([replace(e, grasped=None) for e in sweep])
+    assert "grasp" not in silent.split("## How to read")[0]
+
+
+def test_benchmarks_are_sections_and_pooled(sweep):
+    text = report.sweep_report([*sweep, *made(SWEEP, benchmark="other", task="lift")])
+    assert re.findall(r"^##+ (.*)", text, re.M)[2:] == [
+        "All benchmarks", "All tasks", "lift", "stack", "bench", "stack", "other", "lift", "How to read this",
+    ]  # fmt: skip
+    assert row_of(text, "All tasks", "dtp 1", "pairs")["gained / lost"] == "10 / 2"
+    held_out = next(rows for _, rows in tables(text) if "held-out half" in rows[0])
+    assert [(row["held-out half"], row["pairs"], row["gained / lost"]) for row in held_out] == [
+        ("All benchmarks", "20", "2 / 2"), ("bench", "10", "1 / 1"), ("other", "10", "1 / 1"),
+    ]  # fmt: skip
+
+
+def test_what_all_arms_share_is_listed_once(swept):
+    listed = swept.split("## What was run")[1].split("|")[0].strip().splitlines()
+    assert listed[:2] == ["* model: tabletop", "* checkpoint: shipped"]
+    assert "* relevance layers: 1, 2" in listed
+    assert "* top k: 27" in listed
+    assert not any(line.startswith(("* tolerance:", "* seed", "* variant")) for line in listed)
+    (_, rows), *_ = tables(swept)
+    assert set(rows[0]) == {"arm", "episodes", "variant", "tolerance", "tolerance mode"}
+    assert [row["tolerance"] for row in rows] == ["-", "0.25", "0.5", "1", "-"]
+
+
+def test_two_settings_under_one_name_are_refused(sweep):
+    mixed = [*sweep, episode("dtp 1", 99, True, setup=setup_of("dtp 1", tolerance=0.9))]
+    with pytest.raises(log.LogError, match=r"'dtp 1' was run with tolerance = 1.0 and with 0.9"):
+        report.sweep_report(mixed)
+
+
+ABLATED = {
+    "off": lambda n: n < 10,
+    "dtp 0.5": lambda n: n < 15,
+    "no_gaussian 0.5": lambda n: n < 10,
+    "random_all 0.5": lambda n: n < 4,
+    "random_unimportant 0.5": lambda n: 2 <= n < 12,
+}
+
+
+def test_an_ablation_is_tested_against_both_as_one_family():
+    text = report.ablation_report(made(ABLATED))
+    rows = next(rows for title, rows in tables(text) if title == "stack" and "against" in rows[0])
+    found = {(row["arm"].strip("`"), row["against"].strip("`")): row for row in rows}
+    assert len(found) == 4 + 3
+    assert found["random_all 0.5", "dtp 0.5"]["gained / lost"] == "0 / 11"
+    assert found["random_unimportant 0.5", "off"]["gained / lost"] == "2 / 2"
+    # The smallest of seven p is 2 / 2^11; the next are 2 / 2^6, then 2 / 2^5 twice.
+    assert found["random_all 0.5", "dtp 0.5"]["p (Holm)"] == f"{7 * exact(0, 11):.3g}"
+    assert found["random_all 0.5", "off"]["p (Holm)"] == f"{6 * exact(0, 6):.2f}"
+    assert found["no_gaussian 0.5", "dtp 0.5"]["p (Holm)"] == f"{5 * exact(0, 5):.2f}"
+    table_4 = next(rows for title, rows in tables(text) if title == "bench" and "stack: success" in rows[0])
+    assert [row["stack: success"].split()[0] for row in table_4] == ["50.0", "75.0", "50.0", "20.0", "50.0"]
+    assert "stack: grasp" in table_4[0]
+
+
+def test_counts_of_the_random_variants_are_held_to_dtp_s():
+    episodes = made(ABLATED)
+    wrong = [
+        replace(e, series={**e.series, "pruned": (9.0, *e.series["pruned"][1:])})
+        if e.arm == "random_all 0.5" and e.episode < 5
+        else e
+        for e in episodes
+    ]
+    column = "as many as `dtp 0.5` at the first step"
+    for chosen, all_same in ((episodes, "100.0 %"), (wrong, "75.0 %")):
+        text = report.ablation_report(chosen)
+        rows = {r["arm"]: r for _, rows in tables(text) if column in rows[0] for r in rows}
+        assert rows["`random_all 0.5`"][column].startswith(all_same)
+        assert rows["`random_unimportant 0.5`"][column].startswith("100.0 %")
+        assert rows["`random_unimportant 0.5`"]["difference to `dtp 0.5`"] == "0 (0 ... 0)"
+        assert rows["`no_gaussian 0.5`"][column] == "-"
+        assert "`off`" not in rows
+    assert rows["`random_all 0.5`"]["difference to `dtp 0.5`"] != "0 (0 ... 0)"
+
+
+def test_an_ablation_without_dtp_is_compared_with_no_pruning_only():
+    text = report.ablation_report(made({arm: solves for arm, solves in ABLATED.items() if arm != "dtp 0.5"}))
+    assert "DTP itself was not run" in text
+    assert "`dtp 0.5`" not in text
+
+
+def test_a_log_with_both_studies_gets_both_reports(tmp_path, sweep):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "episodes.jsonl"
+    for e in [*sweep, *made({arm: ABLATED[arm] for arm in ABLATION[2:]})]:
+        log.append(path, e)
+    read = log.read([path])
+    written = report.write_reports(read, tmp_path)
+    assert [p.name for p in written] == ["sweep.md", "sweep_bench.png", "ablation.md", "ablation_bench.png"]
+    text = (tmp_path / "sweep.md").read_text()
+    assert text.startswith(report.sweep_report(sweep))  # the same from the file as from memory
+    assert "no_gaussian" not in text
+    assert "![sweep_bench](sweep_bench.png)" in text
+    ablated = (tmp_path / "ablation.md").read_text()
+    assert "dtp 0.25" not in ablated
+    assert "min_entropy" not in ablated.split("## How to read")[0]
+
+
+def test_constants_that_no_study_varies_make_studies_of_their_own(sweep):
+    def suffixed(e):
+        return replace(e, arm=f"{e.arm} mask_scope=action", setup={**e.setup, "mask_scope": "action"})
+
+    both = [*sweep, *(suffixed(e) for e in sweep if e.arm != "off")]
+    found = report.sweeps(both)
+    assert set(found) == {"sweep_mask_scope=all", "sweep_mask_scope=action"}
+    assert sorted(found["sweep_mask_scope=all"], key=lambda e: (e.arm, e.key)) == sorted(
+        sweep, key=lambda e: (e.arm, e.key)
+    )
+    assert {e.arm for e in found["sweep_mask_scope=action"]} == {
+        "off", *(f"{arm} mask_scope=action" for arm in SWEEP if arm != "off"),
+    }  # fmt: skip
+
+
+def test_checkpoints_are_not_pooled(sweep):
+    other = [replace(e, benchmark="libero", setup={**e.setup, "checkpoint": "hub/other"}) for e in sweep]
+    found = report.sweeps([*sweep, *other])
+    assert set(found) == {"sweep_checkpoint=shipped", "sweep_checkpoint=hub_other"}
+    assert len(found["sweep_checkpoint=hub_other"]) == len(other)
+    plain = [replace(e, setup={**SETUP, "variant": "off", "checkpoint": "alone"}) for e in sweep if e.arm == "off"]
+    assert set(report.sweeps([*sweep, *plain])) == {"sweep_checkpoint=shipped", "sweep_checkpoint=alone"}
+
+
+def test_an_ablation_at_two_tolerances_is_two():
+    more = {f"{arm.split()[0]} 1": solves for arm, solves in ABLATED.items() if arm != "off"}
+    found = report.ablations(made({**ABLATED, **more}))
+    assert set(found) == {"ablation_tolerance_0.5", "ablation_tolerance_1.0"}
+    assert {e.arm for e in found["ablation_tolerance_1.0"]} == {"off", *more}
+    assert set(report.sweeps(made({**ABLATED, **more}))) == {"sweep"}
+
+
+def test_two_tolerances_of_the_same_arms_are_named_apart():
+    assert report.ablations(made(ABLATED)).keys() == {"ablation"}
+    assert not report.sweeps(made(ABLATED))
+
+
+def test_an_empty_log_is_refused(tmp_path):
+    with pytest.raises(log.LogError, match="no episode"):
+        report.write_reports([], tmp_path)
