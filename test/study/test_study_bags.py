@@ -1,0 +1,504 @@
+"""Recordings that hold what the policy node really publishes come out as the episodes that went in."""
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from bag_writer import (
+    GRID,
+    INFO,
+    INSTRUCTION,
+    LARGE,
+    STORAGES,
+    SUCCESS,
+    TRACE,
+    TYPES,
+    Recorder,
+    joined,
+    settings,
+    step_result,
+)
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from rclpy.serialization import deserialize_message
+from rosbags.rosbag2 import CompressionMode
+from std_msgs.msg import Bool, String
+
+from dtp_ros.errors import DtpError
+from dtp_ros.ros.trace import TRACE_NAME
+from dtp_ros.study import bags, labels, log
+from dtp_ros.study.recording import BagError
+
+OFF = settings()
+DTP = settings(variant="dtp", tolerance=0.5)
+FIRST_CHUNK = 0.34  # of the long recording ends there
+MEAN = ("unimportant_attention", "entropy_clean", "entropy_refined", "score_clean", "score_refined")
+
+
+def steps(seed, count, holds=()):
+    return [step_result(seed, i, "no action" if i in holds else "") for i in range(count)]
+
+
+def figures(results):
+    """The series, from the steps themselves."""
+    series = {name: [float(np.mean([getattr(t, name) for t in r.trace.tokens])) for r in results] for name in MEAN}
+    masks = [[int(t.mask.sum()) for t in r.trace.tokens] for r in results]
+    series["pruned"] = [float(max(counts)) for counts in masks]
+    series["fire_rate"] = [float(np.mean([count > 0 for count in counts])) for counts in masks]
+    series["tolerance"] = [r.trace.tolerance for r in results]
+    return {name: tuple(values) for name, values in series.items()}
+
+
+def two_episodes(recorder=None):
+    """One that ends well, off, of three steps; one that does not, dtp, of five, two of them held."""
+    recorder = recorder or Recorder()
+    recorder.say(False)
+    recorder.episode(steps(1, 3), OFF)
+    recorder.say(True)
+    recorder.say(False)  # the simulator was reset
+    recorder.episode(steps(2, 5, holds=(1, 4)), DTP)
+    recorder.say(False)
+    return recorder
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_what_comes_out_is_what_went_in(tmp_path, storage):
+    recorded = bags.read_bags([two_episodes().write(tmp_path / "run", storage)])
+    assert (recorded.left_out, recorded.foreign) == ({}, 0)
+    one, other = recorded.episodes
+    assert one.series == figures(steps(1, 3))
+    assert other.series == figures(steps(2, 5, holds=(1, 4)))
+    assert [(e.arm, e.benchmark, e.task, e.episode, e.success, e.grasped, e.steps, e.holds) for e in (one, other)] == [
+        ("off", "run", INSTRUCTION, 0, True, None, 3, 0),
+        ("dtp 0.5", "run", INSTRUCTION, 1, False, None, 5, 2),
+    ]
+    assert str(recorded) == "2 episodes read from recordings, 0 left out"
+
+
+def test_a_log_of_recorded_episodes_reads_like_any_other(tmp_path):
+    (one, other) = bags.read_bags([two_episodes().write(tmp_path / "run")]).episodes
+    for episode in (one, other):
+        log.append(tmp_path / "log.jsonl", episode)
+    back = {episode.arm: episode for episode in log.read([tmp_path / "log.jsonl"])}
+    assert replace(back["off"], series={}) == replace(one, series={})
+    assert back["dtp 0.5"].series["entropy_clean"] == pytest.approx(other.series["entropy_clean"], rel=1e-4)
+
+
+def test_every_parameter_is_kept(tmp_path):
+    recorder = Recorder()
+    recorder.episode(steps(0, 1), settings(variant="dtp", tolerance_mode="min_entropy", top_k=9))
+    recorder.say(True)
+    (episode,) = bags.read_bags([recorder.write(tmp_path / "run")]).episodes
+    assert episode.arm == "min_entropy"
+    chosen = settings(variant="dtp", tolerance_mode="min_entropy", top_k=9)
+    for name, value in {**asdict(chosen.pruning), **asdict(chosen.generation)}.items():
+        assert episode.setup[name] == (list(value) if isinstance(value, tuple) else value), name
+    for name in ("model", "checkpoint", "execute_horizon", "revision", "device", "dtype"):
+        assert episode.setup[name] == getattr(chosen, name), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "arm"),
+    [
+        ({"variant": "random_all", "tolerance": 1.25}, "random_all 1.25"),
+        ({"variant": "no_gaussian", "tolerance_mode": "min_entropy"}, "no_gaussian min_entropy"),
+        ({"variant": "off", "tolerance_mode": "min_entropy"}, "off"),
+    ],
+)
+def test_arms_are_named_as_in_a_study(tmp_path, changes, arm):
+    recorder = Recorder()
+    recorder.episode(steps(0, 1), settings(**changes))
+    recorder.say(True)
+    assert [e.arm for e in bags.read_bags([recorder.write(tmp_path / "run")]).episodes] == [arm]
+
+
+def test_control_steps_are_those_that_are_executed(tmp_path):
+    recorder = Recorder()
+    recorder.episode(steps(0, 3, holds=(1,)), OFF, execute_horizon=3)  # of chunks of four
+    recorder.say(True)
+    assert bags.read_bags([recorder.write(tmp_path / "run")]).episodes[0].steps == 3 + 1 + 3
+
+
+def test_the_name_of_the_status_is_the_nodes():
+    assert bags.TRACE_NAME == TRACE_NAME
+
+
+# How an episode ended
+
+
+def endings(recorder, path, file=None):
+    return [(e.success, e.grasped) for e in bags.read_bags([recorder.write(path)], file).episodes]
+
+
+def labelled(folder, ended):
+    """A file of labels."""
+    rows = [{"bag": bag, "episode": episode, "success": success} for (bag, episode), success in ended.items()]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "labels.jsonl"
+
+
+def test_success_that_came_with_the_last_action_counts_and_the_reset_after_it_does_not(tmp_path):
+    recorder = Recorder()
+    for said in ([True], [True, False, False], [False, True, False], [False, False]):
+        recorder.say(False)
+        recorder.episode(steps(0, 2), OFF)
+        for success in said:
+            recorder.say(success)
+    assert endings(recorder, tmp_path / "run") == [(True, None)] * 3 + [(False, None)]
+
+
+def test_success_that_was_lost_while_the_policy_acted_is_none(tmp_path):
+    recorder = Recorder()
+    recorder.step(step_result(0, 0), OFF)
+    recorder.say(True)
+    recorder.say(False)
+    recorder.step(step_result(0, 1), OFF)
+    recorder.say(False)
+    assert endings(recorder, tmp_path / "run") == [(False, None)]
+
+
+def test_info_says_when_the_simulator_was_reset(tmp_path):
+    recorder = Recorder()
+    recorder.inform(0, False)
+    recorder.episode(steps(0, 2), OFF)
+    recorder.inform(1, True, "carrot")  # it stood for a moment
+    recorder.inform(2, False)
+    recorder.inform(0, False)  # reset
+    recorder.episode(steps(1, 2), OFF)
+    recorder.inform(1, False, "cup")
+    recorder.inform(2, True)
+    recorder.inform(0, False)  # reset; no policy acts
+    recorder.inform(1, False, "carrot")
+    assert endings(recorder, tmp_path / "run") == [(False, True), (True, False)]
+
+
+def test_info_goes_before_success(tmp_path):
+    recorder = Recorder()
+    recorder.inform(0, False)
+    recorder.episode(steps(0, 2), OFF)
+    recorder.inform(1, True)
+    recorder.say(False)
+    assert endings(recorder, tmp_path / "run") == [(True, False)]
+
+
+def test_an_episode_over_two_scenes_is_left_out(tmp_path):
+    recorder = Recorder()
+    recorder.inform(5, True)
+    recorder.step(step_result(0, 0), OFF)
+    recorder.inform(0, False)
+    recorder.step(step_result(0, 1), OFF)
+    recorded = bags.read_bags([recorder.write(tmp_path / "run")], labelled(tmp_path, {("run", 0): True}))
+    assert (recorded.episodes, recorded.left_out) == ((), {bags.RESET: 1})
+
+
+def test_labels_go_before_the_simulator_and_fill_what_it_did_not_say(tmp_path):
+    assert endings(two_episodes(), tmp_path / "a", labelled(tmp_path, {("a", 0): False})) == [
+        (False, None),
+        (False, None),
+    ]
+    recorder = Recorder()
+    for seed in range(3):
+        recorder.episode(steps(seed, 2), OFF)
+    file = labelled(tmp_path, {("b", 1): True, ("a", 7): True})
+    recorded = bags.read_bags([recorder.write(tmp_path / "b")], file)
+    assert [(e.episode, e.success) for e in recorded.episodes] == [(1, True)]
+    assert recorded.left_out == {bags.UNLABELLED: 2}
+    assert "2 left out (2 without a label)" in str(recorded)
+    with pytest.raises(BagError, match=r"b has no episode 3 \(it has 0 ... 2\)"):
+        bags.read_bags([tmp_path / "b"], labelled(tmp_path, {("b", 3): True}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bag,episode,success\nrun,0,true\nrun,1,0\n",
+        "\ufeffsuccess, bag, episode\n yes,run, 0\nno,run,1\n",
+        '{"bag": "run", "episode": 0, "success": true}\n\n{"bag": "run", "episode": 1, "success": false}\n',
+    ],
+)
+def test_labels_are_read_from_either_form(tmp_path, text):
+    (tmp_path / "labels").write_text(text, encoding="utf-8")
+    assert labels.read(tmp_path / "labels") == {("run", 0): True, ("run", 1): False}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bag,success\nrun,true\n", "line 2 has bag, success .valid: bag, episode, success"),
+        ("bag,episode,success\nrun,0,true,1\n", "line 2 has .*too much"),
+        ("bag,episode,success\nrun,0,maybe\n", "line 2: success = 'maybe' is not known"),
+        ("bag,episode,success\nrun,-1,true\n", "line 2: episode = '-1'"),
+        ("bag,episode,success\nrun,0,1\nrun,0,0\n", "line 3: episode 0 of run was said to have ended otherwise"),
+        ('{"bag": "run"}\n', "line 1 has bag "),
+        ('{"bag": \n', "line 1 is no JSON"),
+    ],
+)
+def test_labels_that_are_wrong_are_refused_with_their_line(tmp_path, text, message):
+    (tmp_path / "labels").write_text(text)
+    with pytest.raises(BagError, match=message):
+        labels.read(tmp_path / "labels")
+
+
+def test_labels_that_are_not_there(tmp_path):
+    with pytest.raises(BagError, match="nowhere cannot be read"):
+        labels.read(tmp_path / "nowhere")
+
+
+# Episodes that are not whole
+
+
+@hypothesis(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(numbers=st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_only_runs_that_count_up_from_0_are_episodes(tmp_path_factory, numbers):
+    recorder = Recorder()
+    recorder.say(True)
+    for number in numbers:
+        recorder.step(step_result(0, number), OFF)
+    recorded = bags.read_bags([recorder.write(tmp_path_factory.mktemp("bag") / "run", "sqlite3")])
+    runs = [[numbers[0]]]
+    for one, other in pairwise(numbers):
+        runs[-1].append(other) if other > one else runs.append([other])
+    whole = {number: len(run) for number, run in enumerate(runs) if run == list(range(len(run)))}
+    assert {e.episode: len(e.series["pruned"]) for e in recorded.episodes} == whole
+    assert sum(recorded.left_out.values()) == len(runs) - len(whole)
+
+
+def test_settings_that_change_within_an_episode_belong_to_no_arm(tmp_path):
+    recorder = Recorder()
+    recorder.say(True)
+    recorder.step(step_result(0, 0), OFF)
+    recorder.step(step_result(0, 1), DTP)
+    assert bags.read_bags([recorder.write(tmp_path / "run")]).left_out == {bags.CHANGED: 1}
+
+
+# Files
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_recording_in_several_files(tmp_path, storage):
+    whole = two_episodes()
+    parts = []
+    for number, part in enumerate((whole.heard[:3], whole.heard[3:])):  # within the first episode
+        parts.append(Recorder(heard=part).write(tmp_path / f"part{number}", storage))
+    expected = bags.read_bags([whole.write(tmp_path / "run", storage)])
+    assert bags.read_bags([joined(tmp_path / "split" / "run", parts)]) == expected
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_one_file_alone(tmp_path, storage):
+    path = two_episodes().write(tmp_path / "run", storage)
+    (file,) = (f for f in path.iterdir() if f.suffix != ".yaml")
+    assert bags.read_bags([file]) == bags.read_bags([path])
+
+
+def test_a_compressed_recording(tmp_path):
+    expected = bags.read_bags([two_episodes().write(tmp_path / "a" / "run", "mcap")])
+    for number, mode in enumerate((CompressionMode.FILE, CompressionMode.MESSAGE, CompressionMode.STORAGE)):
+        path = two_episodes().write(tmp_path / str(number) / "run", "mcap", compression=mode)
+        assert bags.read_bags([path]) == expected
+
+
+def test_several_recordings_as_one_benchmark(tmp_path):
+    paths = [two_episodes().write(tmp_path / name) for name in ("a", "b")]
+    apart = bags.read_bags(paths).episodes
+    assert [(e.benchmark, e.episode) for e in apart] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    together = bags.read_bags(paths, benchmark="arm").episodes
+    assert [(e.benchmark, e.episode) for e in together] == [("arm", n) for n in range(4)]
+    file = labelled(tmp_path, {("b", 0): False})
+    assert bags.read_bags(paths, file, benchmark="arm").episodes[2].success is False
+    again = shutil.copytree(paths[0], tmp_path / "c" / "a")
+    with pytest.raises(BagError, match="have one name, a,"):
+        bags.read_bags([paths[0], again])
+
+
+def killed(path):
+    """As a recorder leaves it that was killed: without metadata.yaml."""
+    (path / "metadata.yaml").unlink()
+    return path
+
+
+def many_episodes(count=12, length=9, grid=GRID):
+    recorder = Recorder()
+    for seed in range(count):
+        recorder.say(False)
+        recorder.episode([step_result(seed, i, grid=grid) for i in range(length)], OFF)
+        recorder.say(seed % 2 == 0)
+    return recorder
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_recorder_that_was_killed_costs_the_last_episode(tmp_path, storage):
+    path = many_episodes().write(tmp_path / "run", storage)
+    expected = bags.read_bags([path])
+    recorded = bags.read_bags([killed(path)])
+    assert recorded.episodes == expected.episodes[:-1]
+    assert recorded.left_out == {bags.CUT: 1}
+
+
+def test_parts_are_read_in_the_order_of_their_numbers(tmp_path):
+    whole = many_episodes(2, 4)
+    parts = [Recorder(heard=[one]).write(tmp_path / f"part{i}", "sqlite3") for i, one in enumerate(whole.heard)]
+    assert len(parts) > 10
+    recorded = bags.read_bags([killed(joined(tmp_path / "x" / "run", parts))])
+    assert recorded.episodes == bags.read_bags([whole.write(tmp_path / "run")]).episodes[:1]
+
+
+@pytest.fixture(scope="module")
+def long_recording(tmp_path_factory):
+    """An MCAP file of several chunks, and its episodes."""
+    path = many_episodes(30, 5, LARGE).write(tmp_path_factory.mktemp("long") / "run", "mcap")
+    episodes = bags.read_bags([path]).episodes
+    return (killed(path) / "run.mcap").read_bytes(), episodes
+
+
+@hypothesis(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0.0, 1.0))
+def test_an_mcap_file_cut_off_anywhere_gives_the_episodes_before(tmp_path_factory, long_recording, share):
+    content, episodes = long_recording
+    path = tmp_path_factory.mktemp("cut") / "run"
+    path.mkdir()
+    (path / "run_0.mcap").write_bytes(content[: round(share * len(content))])
+    if share < FIRST_CHUNK:
+        with suppress(BagError):  # unless it holds that much
+            bags.read_bags([path])
+        return
+    recorded = bags.read_bags([path])
+    assert recorded.episodes == episodes[: len(recorded.episodes)]
+    assert recorded.left_out == {bags.CUT: 1}
+
+
+def test_the_whole_chunks_of_a_file_are_read_without_its_folder(tmp_path, long_recording):
+    content, episodes = long_recording
+    (tmp_path / "run.mcap").write_bytes(content[: round(0.8 * len(content))])
+    recorded = bags.read_bags([tmp_path / "run.mcap"])
+    assert 10 < len(recorded.episodes) < len(episodes)  # two of three chunks
+    assert recorded.episodes == episodes[: len(recorded.episodes)]
+
+
+def broken(path, storage, change):
+    (file,) = (f for f in path.iterdir() if f.suffix != ".yaml")
+    content = file.read_bytes()
+    file.write_bytes(change(content))
+    return path
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"something else" * 1000,
+        lambda content: content[:2000] + bytes(len(content) - 4000) + content[-2000:],
+    ],
+    ids=["half", "empty", "foreign", "zeros"],
+)
+def test_a_broken_file_is_named(tmp_path, storage, change):
+    path = broken(many_episodes().write(tmp_path / "run", storage), storage, change)
+    with pytest.raises(BagError, match=str(path)):
+        bags.read_bags([path])
+
+
+def test_folders_that_are_no_recordings(tmp_path):
+    with pytest.raises(BagError, match=r"has neither metadata\.yaml nor a file"):
+        bags.read_bags([tmp_path])
+    with pytest.raises(BagError, match="nowhere does not exist"):
+        bags.read_bags([tmp_path / "nowhere"])
+    (tmp_path / "metadata.yaml").write_text("a: [")
+    with pytest.raises(BagError, match="cannot be read"):
+        bags.read_bags([tmp_path])
+    assert issubclass(BagError, DtpError)
+
+
+# Messages
+
+
+def test_messages_of_others_are_counted(tmp_path):
+    recorder = two_episodes()
+    recorder.put(TRACE, DiagnosticArray(status=[DiagnosticStatus(name="another node")]))
+    recorder.put(TRACE, DiagnosticArray())
+    recorded = bags.read_bags([recorder.write(tmp_path / "run")])
+    assert (len(recorded.episodes), recorded.foreign) == (2, 2)
+    assert "2 messages were not of dtp_policy" in str(recorded)
+    others = Recorder()
+    others.put(TRACE, DiagnosticArray())
+    with pytest.raises(BagError, match=r"has no message of dtp_policy \(there are 1 others"):
+        bags.read_bags([others.write(tmp_path / "others")])
+
+
+def test_which_topic(tmp_path):
+    recorder = two_episodes()
+    other = "/second/trace"
+    recorder.put(other, DiagnosticArray())
+    path = recorder.write(tmp_path / "run", topics={**TYPES, other: TYPES[TRACE]})
+    with pytest.raises(BagError, match=f"one topic .*but 2.*{TRACE}, {other}"):
+        bags.read_bags([path])
+    assert len(bags.read_bags([path], topic=TRACE).episodes) == 2
+    for topic in ("/nothing", SUCCESS):
+        with pytest.raises(BagError, match=f"does not have topic {topic} of type"):
+            bags.read_bags([path], topic=topic)
+    silent = Recorder()
+    silent.put(SUCCESS, Bool(data=True))
+    with pytest.raises(BagError, match=r"but 0.*this type: none"):
+        bags.read_bags([silent.write(tmp_path / "silent")])
+
+
+def changed(key, value):
+    """A step one of whose values is another, or missing."""
+    recorder = Recorder()
+    recorder.episode(steps(0, 1), OFF)
+    recorder.say(True)
+    message = deserialize_message(recorder.heard[0][2], DiagnosticArray)
+    kept = [pair for pair in message.status[0].values if pair.key != key or value is not None]
+    assert len(kept) < len(message.status[0].values) or value is not None
+    for pair in kept:
+        pair.value = value if pair.key == key else pair.value
+    message.status[0].values = kept
+    recorder.heard = recorder.heard[1:]
+    recorder.put(TRACE, message)
+    return recorder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("step", None, "no key step"),
+        ("step", "-1", "step = -1.0 does not count"),
+        ("step", "0.5", "step = 0.5 does not count"),
+        ("step", "true", "step = 'true' is no finite number"),
+        ("entropy_clean", "wide", "entropy_clean = 'wide' is no JSON"),
+        ("unimportant_attention", "NaN", "unimportant_attention = 'NaN' is no finite number"),
+        ("score_refined", None, "no key score_refined"),
+        ("actions", "[[0.1", "actions = "),
+        ("hold_reason", None, "no key hold_reason"),
+        ("parameter_tolerance", '"much"', "parameter_tolerance = "),
+        ("parameter_variant", None, "no key parameter_variant"),
+        ("instruction", None, "no key instruction"),
+    ],
+)
+def test_a_value_that_is_wrong_is_named_with_its_recording(tmp_path, key, value, message):
+    path = changed(key, value).write(tmp_path / "run")
+    with pytest.raises(BagError, match=f"run, {TRACE}: .*{message}"):
+        bags.read_bags([path])
+
+
+def test_bytes_that_are_no_message(tmp_path):
+    recorder = two_episodes()
+    topic, time, data = recorder.heard[1]
+    recorder.heard[1] = topic, time, data[:-40]
+    with pytest.raises(BagError, match=f"run, {TRACE}: a message is no diagnostic_msgs"):
+        bags.read_bags([recorder.write(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("text", ["", "[]", json.dumps({"step": 0, "success": True})])
+def test_info_that_is_not_the_simulators(tmp_path, text):
+    recorder = two_episodes()
+    recorder.put(INFO, String(data=text))
+    with pytest.raises(BagError, match=f"run, {INFO}: .*does not say step"):
+        bags.read_bags([recorder.write(tmp_path / "run")])
