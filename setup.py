@@ -16,6 +16,9 @@ setup(
         (f"share/{NAME}/config", glob("config/*.*")),
         (f"share/{NAME}/config/models", glob("config/models/*.yaml")),
         (f"share/{NAME}/config/robots", glob("config/robots/*.yaml")),
+        (f"share/{NAME}/config/study/benchmarks", glob("config/study/benchmarks/*.yaml")),
+        (f"share/{NAME}/config/study/servers", glob("config/study/servers/*.yaml")),
+        (f"share/{NAME}/config/study/statistics/nora_libero", glob("config/study/statistics/nora_libero/*")),
     ],
     python_requires=">=3.10",
     zip_safe=False,
@@ -29,6 +32,7 @@ setup(
             "widowx_node = dtp_ros.ros.widowx_node:main",
             "sim_node = dtp_ros.ros.sim_node:main",
             "expert_node = dtp_ros.ros.expert_node:main",
+            "dtp_study = dtp_ros.study.main:main",
         ]
     },
 )
