@@ -9,6 +9,7 @@ from typing import Any
 from dtp_ros.errors import ConfigError
 from dtp_ros.pruning.config import VARIANTS, PruningConfig
 
+_OWN = ("variant", "tolerance", "tolerance_mode", "tolerance_grid")  # what the arms of a study set
 ABLATIONS = ("dtp", "no_gaussian", "random_all", "random_unimportant")
 
 
@@ -37,7 +38,8 @@ def sweep(grid: Sequence[float], shared: Mapping[str, Any] = {}) -> list[Arm]:
         raise ConfigError("the grid of tolerances is empty")
     entropy = {**shared, "variant": "dtp", "tolerance_mode": "min_entropy", "tolerance_grid": tuple(grid)}
     arms = [pruning_arm("dtp", tolerance, shared) for tolerance in sorted(set(grid))]
-    return [OFF, *arms, Arm(f"min_entropy{_suffix(shared)}", entropy)]
+    own = "" if tuple(grid) == PruningConfig.tolerance_grid else " " + ",".join(f"{t:g}" for t in grid)
+    return [OFF, *arms, Arm(f"min_entropy{own}{_suffix(shared)}", entropy)]
 
 
 def ablation(tolerance: float, shared: Mapping[str, Any] = {}) -> list[Arm]:
@@ -46,16 +48,22 @@ def ablation(tolerance: float, shared: Mapping[str, Any] = {}) -> list[Arm]:
 
 
 def parsed(assignments: Sequence[str]) -> dict[str, Any]:
-    """`name=value` constants of a command line, as YAML reads the values. Raises ConfigError."""
+    """`name=value` constants of a command line, as YAML reads the values. Raises ConfigError.
+
+    Those that an arm sets itself are not for it, nor what is not of the method: `off` must differ in nothing else.
+    """
     import yaml
 
     values: dict[str, Any] = {}
-    known = (*PruningConfig.__dataclass_fields__, "execute_horizon", "ensemble", "ensemble_weight", "fast_grammar")
+    known = [name for name in PruningConfig.__dataclass_fields__ if name not in _OWN]
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals or name not in known:
             raise ConfigError(f"{text!r} is no constant (valid: NAME=VALUE, NAME one of {', '.join(known)})")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{text!r} is not readable: {error}") from None
     return values
 
 

@@ -62,23 +62,32 @@ class Episode:
 
 
 def append(path: Path, episode: Episode) -> None:
-    """Add a line; whole or not at all, also where several processes write."""
+    """Add a line in one piece, also where several processes write. Raises LogError where it is not whole."""
     series = {name: [_rounded(v) for v in values] for name, values in episode.series.items()}
     line = json.dumps(asdict(episode) | {"series": series}, separators=(",", ":")) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, line.encode())
+        if os.write(file, line.encode()) != len(line.encode()):
+            raise LogError(f"{path}: an episode was not written whole (is the disk full?)")
     finally:
         os.close(file)
 
 
+def mend(path: Path) -> None:
+    """Cut off a last line that was not written whole, so that the next one begins on its own."""
+    if path.exists():
+        raw = path.read_bytes()
+        os.truncate(path, raw.rfind(b"\n") + 1)
+
+
 def read(paths: Iterable[Path]) -> list[Episode]:
-    """The episodes of some logs, in a fixed order; of one that was logged twice the last.
+    """The episodes of some logs, in a fixed order; of one that a checkpoint ran twice under an arm, the last.
 
     A last line that was cut off (a run that was killed) is left out. `*.xz` is read too. Raises LogError.
     """
-    found: dict[tuple[str, tuple[str, str, int]], Episode] = {}
+    found: dict[tuple[Any, ...], Episode] = {}
+    ways: dict[tuple[str, ...], str] = {}
     for path in paths:
         try:
             raw = path.read_bytes()
@@ -94,7 +103,14 @@ def read(paths: Iterable[Path]) -> list[Episode]:
                 if number == len(lines):  # no newline after it
                     continue
                 raise LogError(f"{path}, line {number}, is no episode of a study: {error}") from None
-            found[episode.arm, episode.key] = episode
+            who = tuple(str(episode.setup.get(name, "")) for name in ("model", "checkpoint"))
+            way = str(episode.setup.get("evaluation", ""))
+            if ways.setdefault((*who, episode.benchmark), way) != way:
+                raise LogError(
+                    f"{path}, line {number}: {episode.benchmark} was run in another way before (its parameters, or the "
+                    "model's options): episodes that began otherwise are no pairs; keep them in a log of their own"
+                )
+            found[(*who, episode.arm, *episode.key)] = episode
     return [found[key] for key in sorted(found)]
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dtp_ros.errors import DtpError
 from dtp_ros.models.registry import model_defaults
@@ -30,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except DtpError as error:
+    except (DtpError, OSError, sqlite3.Error) as error:
         print(f"dtp_study: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"dtp_study: {error}: pip install -r requirements/study.txt", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ndtp_study: interrupted; the same command goes on from here", file=sys.stderr)
@@ -74,7 +79,9 @@ def _episodes(one: argparse.ArgumentParser, run: object) -> argparse.ArgumentPar
     one.add_argument("--server", type=Path, default=config / "servers" / "tabletop.yaml", help="who acts")
     one.add_argument("--benchmark", type=Path, default=config / "benchmarks" / "tabletop.yaml", help="on what")
     one.add_argument("--out", type=Path, default=Path("out/study"), help="log, figures, report (default: %(default)s)")
-    one.add_argument("--shards", type=int, default=os.cpu_count(), help="processes that run episodes (%(default)s)")
+    one.add_argument(
+        "--shards", type=int, default=min(8, os.cpu_count() or 1), help="processes that run episodes (%(default)s)"
+    )
     one.add_argument("--episodes", type=int, help="a task, instead of the benchmark file's number")
     one.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="only these")
     one.add_argument("--entries", nargs="+", default=[], metavar="SUBNAME", help="only these of the benchmark's file")
@@ -99,22 +106,24 @@ def _ablate(options: argparse.Namespace) -> int:
 def _tolerance(options: argparse.Namespace) -> float:
     if options.tolerance is not None:
         return float(options.tolerance)
-    import yaml
+    from dtp_ros.study.plan import loaded
 
-    args = (yaml.safe_load(options.server.read_text(encoding="utf-8")) or {}).get("args", {})
-    own = args.get("parameters", {}).get("tolerance")
-    return float(own if own is not None else model_defaults(args.get("model", "tabletop"))["tolerance"])  # type: ignore[arg-type]
+    args = loaded(options.server).get("args") or {}
+    own: Any = (args.get("parameters") or {}).get("tolerance")
+    default: Any = model_defaults(args.get("model", "tabletop"))["tolerance"]
+    return float(default if own is None else own)
 
 
 def _run(options: argparse.Namespace, arms: list[Arm]) -> int:
     from dtp_ros.study import harness
+    from dtp_ros.study.plan import Plan
 
     if options.arms:
         named = {arm.name: arm for arm in arms}
         if unknown := [name for name in options.arms if name not in named]:
             raise log.LogError(f"no arm is called {unknown[0]!r} (there are: {', '.join(named)})")
         arms = [named[name] for name in options.arms]
-    plan = harness.Plan(
+    plan = Plan(
         server=options.server,
         benchmark=options.benchmark,
         out=options.out,
@@ -122,10 +131,15 @@ def _run(options: argparse.Namespace, arms: list[Arm]) -> int:
         episodes=options.episodes,
         tasks=tuple(options.tasks),
         entries=tuple(options.entries),
-        params=None if options.half == "both" else {"half": options.half},
+        half=options.half,
         docker=not options.no_docker,
     )
-    harness.run(plan, arms)
+    try:
+        harness.run(plan, arms)
+    except harness.StudyError:
+        if log.read([plan.log]):
+            _written([plan.log], options.out)  # of what there is
+        raise
     return _written([plan.log], options.out)
 
 

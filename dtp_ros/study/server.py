@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from vla_eval import specs
 from vla_eval.model_servers.base import SessionContext
 from vla_eval.model_servers.predict import PredictModelServer
 
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import GenerationConfig, StepTrace
-from dtp_ros.errors import ConfigError, require_integer
+from dtp_ros.errors import ConfigError, ObservationError, require_integer
 from dtp_ros.models.registry import load_adapter, model_defaults
 from dtp_ros.pruning.config import PruningConfig
+from dtp_ros.resources import share_file
 from dtp_ros.study import log
 from dtp_ros.study.embodiments import embodiment
 
@@ -62,6 +64,7 @@ class _Running:
     arm: str
     benchmark: str
     task: Mapping[str, Any]
+    setup: Mapping[str, Any]
     traces: list[StepTrace] = field(default_factory=list)
     holds: int = 0
     gripper: float = 1.0  # of the last action: a hold keeps it
@@ -105,20 +108,27 @@ class DtpModelServer(PredictModelServer):
         """
         self._robot = _embodiment(embodiment)
         self._log = Path(log) if log else None
+        if self._log is not None:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._log.open("ab").close()  # a file that cannot be written is said now, not after an episode
         self._model, self._checkpoint = model, checkpoint or str(model_defaults(model)["checkpoint"])
         how: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "preprocess": preprocess}
-        self._adapter = load_adapter(model, self._checkpoint, options=options, **how)
+        self._adapter = load_adapter(model, self._checkpoint, options=_shipped(options or {}), **how)
+        if self._adapter.device.type == "cpu":
+            torch.set_num_threads(1)  # the order of sums, and with it the last digit, depends on the number of threads
         self._running: dict[str, _Running] = {}
         self._free: list[DtpPolicy] = []  # with their buffers, and on CUDA their captured graphs
         self._parameters = dict(parameters or {})
         super().__init__(chunk_size=1)
         self.begin(arm)
 
-    def begin(self, arm: str, parameters: Mapping[str, Any] | None = None, benchmark: str = "") -> None:
+    def begin(
+        self, arm: str, parameters: Mapping[str, Any] | None = None, benchmark: str = "", evaluation: str = ""
+    ) -> None:
         """From now on, act with these constants, and log under these names. Raises ConfigError, changing nothing.
 
         parameters: replace those of the constructor, one by one. benchmark: what the episodes to come belong to; if
-        empty, vla-eval's name of the evaluation.
+        empty, vla-eval's name of the evaluation. evaluation: what else tells them from others of the same name.
         """
         frequency = self._robot.control_frequency
         chosen = {**self._parameters, **(parameters or {})}
@@ -127,7 +137,7 @@ class DtpModelServer(PredictModelServer):
         constants.pruning.require_fits(self._adapter.num_layers, rows * cols)
         require_integer("execute_horizon", constants.execute_horizon, 1, self._adapter.horizon)
         self._constants, self.chunk_size = constants, constants.execute_horizon
-        self._arm, self._benchmark = arm, benchmark
+        self._arm, self._benchmark, self._evaluation = arm, benchmark, evaluation
 
     @property
     def running(self) -> int:
@@ -137,17 +147,20 @@ class DtpModelServer(PredictModelServer):
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
         """Forget the episode before."""
         await super().on_episode_start(config, ctx)
-        self._release(ctx.session_id)
         # A shallow copy has the weights and its own history.
         policy = self._free.pop() if self._free else DtpPolicy(copy.copy(self._adapter))
         policy.reset()
         benchmark = self._benchmark or _EVALUATION.sub("", ctx.eval_id)
-        task = config.get("task", {})
-        self._running[ctx.session_id] = _Running(policy, self._constants, self._arm, benchmark, task)
+        # By episode: after a lost connection two of one shard's may be known for a while.
+        self._running[ctx.episode_id] = _Running(
+            policy, self._constants, self._arm, benchmark, config.get("task", {}), self.setup()
+        )
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         """Act: `actions` float64 [H, 7] as the benchmark takes them, or one that holds, [7], with `hold`: True."""
-        episode, adapter = self._running[ctx.session_id], self._adapter
+        if ctx.episode_id not in self._running:
+            raise ObservationError("an observation of an episode that has ended")
+        episode, adapter = self._running[ctx.episode_id], self._adapter
         constants = episode.constants
         seen = self._robot.observe(obs, adapter.num_cameras, with_state=adapter.needs_state, step=ctx.step)
         result = episode.policy.step(seen, constants.pruning, constants.generation)
@@ -162,12 +175,13 @@ class DtpModelServer(PredictModelServer):
     async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
         """Log the episode, unless it broke off."""
         await super().on_episode_end(result, ctx)
-        episode = self._running.get(ctx.session_id)
+        episode = self._running.get(ctx.episode_id)
         try:
             if self._log is not None and episode is not None:
                 self._write(self._log, episode, result)
         finally:
-            self._release(ctx.session_id)
+            if self._running.pop(ctx.episode_id, None) is not None and episode is not None:
+                self._free.append(episode.policy)
 
     def _write(self, path: Path, episode: _Running, result: Mapping[str, Any]) -> None:
         metrics, task = result.get("metrics") or {}, episode.task
@@ -183,7 +197,7 @@ class DtpModelServer(PredictModelServer):
             grasped=None if grasped is None else bool(grasped),
             steps=int(result.get("steps", 0)),
             holds=episode.holds,
-            setup=self.setup(episode.constants),
+            setup=episode.setup,
             series=series(episode.traces),
         )
         log.append(path, line)
@@ -209,15 +223,11 @@ class DtpModelServer(PredictModelServer):
             wanted |= self._robot.wants_wrist
         return wanted
 
-    def _release(self, session_id: str) -> None:
-        episode = self._running.pop(session_id, None)
-        if episode is not None:
-            self._free.append(episode.policy)
-
-    def setup(self, constants: Constants | None = None) -> dict[str, Any]:
-        """Model and constants as the log has them; the present ones if none are given."""
-        constants = constants or self._constants
+    def setup(self) -> dict[str, Any]:
+        """Model and constants as the log has them."""
+        constants = self._constants
         return {
+            "evaluation": self._evaluation,
             "model": self._model,
             "checkpoint": self._checkpoint,
             "device": str(self._adapter.device.type),
@@ -226,6 +236,15 @@ class DtpModelServer(PredictModelServer):
             **asdict(constants.generation),
             "execute_horizon": constants.execute_horizon,
         }
+
+
+def _shipped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, in which a file of this package such as `config/study/...` is found from wherever one is."""
+    root = share_file("package.xml").parent
+    return {
+        name: str(root / value) if isinstance(value, str) and value.startswith("config/") else value
+        for name, value in options.items()
+    }
 
 
 def _like(default: object, value: Any) -> Any:

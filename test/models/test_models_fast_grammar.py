@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -146,17 +145,3 @@ def test_a_vocabulary_without_a_byte_is_refused():
     codec = FastCodec([b"A", b"B", b"AB"], 1.0, -65, 1, 2)
     with pytest.raises(CheckpointError, match=r"lacks the single bytes \[64\]"):
         FastGrammar(codec, 0, (9,))
-
-
-def test_a_call_takes_few_milliseconds(grammars):
-    grammar = grammars[5]
-    zero = [grammar._codec.token_bytes.index(bytes([b])) + FIRST for b in chr(354).encode()]
-    prefixes = [(zero * 20)[:n] for n in (0, 1, 7, 20, 33)]
-    for prefix in prefixes:
-        grammar.allowed(prefix)
-    seconds = []
-    for prefix in prefixes * 4:
-        start = time.perf_counter()
-        grammar.allowed(prefix)
-        seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 0.01

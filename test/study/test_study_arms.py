@@ -8,7 +8,7 @@ from dtp_ros.study import arms, main
 
 def test_a_sweep_has_every_tolerance_once_and_both_ends():
     found = arms.sweep([1.0, 0.25, 1.0])
-    assert [arm.name for arm in found] == ["off", "dtp 0.25", "dtp 1", "min_entropy"]
+    assert [arm.name for arm in found] == ["off", "dtp 0.25", "dtp 1", "min_entropy 1,0.25,1"]
     assert [arm.parameters.get("tolerance") for arm in found] == [None, 0.25, 1.0, None]
     assert found[-1].parameters["tolerance_grid"] == (1.0, 0.25, 1.0)
 
@@ -30,10 +30,39 @@ def test_shared_constants_are_part_of_the_name():
     assert arms.sweep([0.5], shared)[0].parameters == {"variant": "off"}
 
 
-@pytest.mark.parametrize("text", ["tolerance", "speed=1", "=3"])
+@pytest.mark.parametrize("text", ["tolerance=0.3", "variant=dtp", "execute_horizon=2", "top_k", "speed=1", "=3"])
 def test_what_is_no_constant_is_refused(text):
     with pytest.raises(ConfigError, match="NAME=VALUE"):
         arms.parsed([text])
+
+
+def test_a_value_that_is_not_readable_is_named():
+    with pytest.raises(ConfigError, match=r"relevance_layers=\[1,2"):
+        arms.parsed(["relevance_layers=[1,2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--episodes", "0"], "episodes = 0"),
+        (["--shards", "0"], "shards = 0"),
+        (["--entries", "lookalike", "typo"], "no entry typo (valid: plain, clutter, lookalike, unseen)"),
+        (["--tasks", "typo"], "no task is called typo"),
+        (["--server", "none.yaml"], "none.yaml is not there"),
+        (["--tolerances", "3"], "tolerance = 3.0"),
+        (["--set", "top_k=9999"], "top_k"),
+    ],
+)
+def test_what_cannot_be_run_is_said_at_once(capsys, tmp_path, arguments, said):
+    assert main.main(["sweep", "--out", str(tmp_path), *arguments]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "vla-eval").exists()
+
+
+def test_half_is_refused_where_a_benchmark_has_none(capsys, tmp_path):
+    path = "config/study/benchmarks/simpler_widowx.yaml"
+    assert main.main(["sweep", "--out", str(tmp_path), "--half", "tuning", "--benchmark", path]) == 1
+    assert "SimplerEnvBenchmark has no half" in capsys.readouterr().err
 
 
 def test_an_arm_that_is_not_there_is_named(capsys, tmp_path):

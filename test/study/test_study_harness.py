@@ -13,6 +13,7 @@ import pytest
 from dtp_ros.errors import ConfigError
 from dtp_ros.study import harness, log, outcomes
 from dtp_ros.study.arms import OFF, pruning_arm
+from dtp_ros.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("carrot_on_plate", "stack_blocks")
@@ -29,7 +30,7 @@ def plan(out, **changes):
         "tasks": TASKS,
         "entries": ("lookalike",),
     }
-    return harness.Plan(**values | changes)
+    return Plan(**values | changes)
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +93,20 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(study, tmp_path):
 
 
 def test_episodes_that_break_off_are_said_and_run_again(tmp_path):
-    config = json.loads(json.dumps(plan(tmp_path).evaluations()[0]))
+    config = json.loads(json.dumps(plan(tmp_path).entries_to_run()[0].config))
     broken = tmp_path / "broken.yaml"
     config["benchmarks"][0]["params"]["distractors"] = 7  # refused where the episode begins
     config["benchmarks"][0]["params"]["setting"] = "plain"
     broken.write_text(json.dumps(config))
     small = plan(tmp_path, benchmark=broken, episodes=1, shards=1, tasks=TASKS[:1])
-    with pytest.raises(harness.StudyError, match="1 episodes failed"):
+    with pytest.raises(harness.StudyError, match=r"1 of 1 episodes broke off; .*distractors"):
         harness.run(small, [OFF])
-    with pytest.raises(harness.StudyError, match="1 episodes failed"):
+    with pytest.raises(harness.StudyError, match=r"1 of 1 episodes broke off; .*distractors"):
         harness.run(small, [OFF])
 
 
 def test_an_entry_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no entry dark \(valid: .*lookalike"):
-        plan(tmp_path, entries=("dark",)).evaluations()
+        plan(tmp_path, entries=("dark",)).entries_to_run()
     with pytest.raises(ConfigError, match=r"none.yaml is not there"):
-        plan(tmp_path, benchmark=tmp_path / "none.yaml").evaluations()
+        plan(tmp_path, benchmark=tmp_path / "none.yaml").entries_to_run()

@@ -33,6 +33,32 @@ def test_what_is_appended_is_read(tmp_path):
     assert log.arms(log.read([path])) == ["off", "dtp 0.5"]
 
 
+def test_a_line_that_was_cut_off_is_taken_out_before_the_next(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for number in range(2):
+        log.append(path, replace(EPISODE, episode=number))
+    path.write_bytes(path.read_bytes()[:-20])
+    log.mend(path)
+    log.append(path, replace(EPISODE, episode=2))
+    assert [episode.episode for episode in log.read([path])] == [0, 2]
+    log.mend(tmp_path / "none.jsonl")
+
+
+def test_two_checkpoints_under_one_arm_are_kept_apart(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for model in ("nora", "spatialvla"):
+        log.append(path, replace(EPISODE, setup={"model": model}))
+    assert [episode.setup["model"] for episode in log.read([path])] == ["nora", "spatialvla"]
+
+
+def test_episodes_that_began_otherwise_are_no_pairs(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for arm, evaluation in (("off", "a"), ("dtp 1", "b")):
+        log.append(path, replace(EPISODE, arm=arm, setup={"evaluation": evaluation}))
+    with pytest.raises(log.LogError, match=r"line 2: bench was run in another way"):
+        log.read([path])
+
+
 def test_a_packed_log_is_read_too(tmp_path):
     path = tmp_path / "log.jsonl"
     log.append(path, EPISODE)

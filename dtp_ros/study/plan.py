@@ -1,0 +1,146 @@
+"""What a study is to run: who acts, on which episodes of which benchmark; all is checked before a model loads."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_eval.cli.config_loader import load_config
+from vla_eval.config import EvalConfig
+from vla_eval.registry import resolve_import_string
+
+from dtp_ros.errors import ConfigError, require_integer
+from dtp_ros.study.server import DtpModelServer
+
+LOG = "episodes.jsonl"
+ANSWER_TIMEOUT = 600.0  # s for one step of the policy: a large model on a CPU, or behind other shards
+_SERVER_KEYS = ("host", "port", "log", "arm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: who acts, on what, how much of it, and where the results go. Raises ConfigError out of range.
+
+    server, benchmark: configuration files of vla-eval. shards: processes that run episodes. episodes: a task, instead
+    of the file's; tasks, entries: only these (by `name` and `subname`); half: of the tabletop's episodes.
+    """
+
+    server: Path
+    benchmark: Path
+    out: Path
+    shards: int = 1
+    episodes: int | None = None
+    tasks: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    half: str = "both"
+    docker: bool = True
+
+    def __post_init__(self) -> None:
+        require_integer("shards", self.shards, 1, 1024)
+        if self.episodes is not None:
+            require_integer("episodes", self.episodes, 1, 10**6)
+
+    @property
+    def log(self) -> Path:
+        """The study's log."""
+        return self.out / LOG
+
+    def entries_to_run(self) -> list[Entry]:
+        """The benchmark's entries that were chosen. Raises ConfigError."""
+        config = loaded(self.benchmark)
+        listed = config.get("benchmarks")
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise ConfigError(f"{self.benchmark} lists no `benchmarks`")
+        names = [str(entry.get("subname")) for entry in listed]
+        if unknown := [name for name in self.entries if name not in names]:
+            raise ConfigError(f"{self.benchmark} has no entry {unknown[0]} (valid: {', '.join(names)})")
+        chosen = [
+            Entry.of(self, config, entry) for entry in listed if not self.entries or entry["subname"] in self.entries
+        ]
+        resolved = [entry.name for entry in chosen]
+        if twice := {name for name in resolved if resolved.count(name) > 1}:
+            raise ConfigError(f"{self.benchmark} has several entries called {twice.pop()}: give each a `subname`")
+        return chosen
+
+    def server_arguments(self) -> dict[str, Any]:
+        """What the server's file says of the model. Raises ConfigError."""
+        args = loaded(self.server).get("args") or {}
+        known = inspect.signature(DtpModelServer.__init__).parameters
+        if unknown := sorted(args.keys() - known.keys() - set(_SERVER_KEYS)):
+            raise ConfigError(f"{self.server}: {unknown[0]} not known (valid: {', '.join(list(known)[1:])})")
+        return {key: value for key, value in args.items() if key not in _SERVER_KEYS}
+
+    def model_server(self) -> DtpModelServer:
+        """The model, loaded, with the study's log. Raises what `DtpModelServer` raises."""
+        return DtpModelServer(**self.server_arguments(), log=str(self.log))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a benchmark's file. name: vla-eval's. config: a configuration with this entry alone.
+
+    identity: changes with what is run and by whom, other than the arm's constants and the choice of episodes. items:
+    task and number of every episode in the order of vla-eval's queue; None for a benchmark in a container.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    identity: str
+    items: Sequence[tuple[str, int]] | None
+
+    @classmethod
+    def of(cls, plan: Plan, config: Mapping[str, Any], raw: Mapping[str, Any]) -> Entry:
+        """The entry `raw` of a file, as the plan wants it. Raises ConfigError."""
+        params = dict(raw.get("params") or {})
+        who = {key: value for key, value in plan.server_arguments().items() if key != "parameters"}
+        what = json.dumps([who, raw.get("benchmark"), params, raw.get("max_steps")], sort_keys=True)
+        entry = {**raw, "params": params}
+        if plan.episodes:
+            entry["episodes_per_task"] = plan.episodes
+        if plan.tasks:
+            entry["tasks"] = list(plan.tasks)
+        if plan.half != "both":
+            params["half"] = plan.half
+        try:
+            eval_config = EvalConfig.from_dict(entry)
+            kind = resolve_import_string(eval_config.benchmark)
+        except Exception as error:  # whatever the import of another's module raises
+            raise ConfigError(f"{plan.benchmark}: {error}") from None
+        known = inspect.signature(kind.__init__).parameters
+        if unknown := sorted(params.keys() - known.keys()):
+            raise ConfigError(f"{kind.__name__} has no {unknown[0]} (valid: {', '.join(list(known)[1:])})")
+        in_container = plan.docker and bool(config.get("docker"))
+        return cls(
+            name=eval_config.resolved_name(),
+            config={**config, "benchmarks": [entry]},
+            identity=hashlib.sha256(what.encode()).hexdigest()[:8],
+            items=None if in_container else _items(kind(**params), eval_config),
+        )
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    """A configuration file of vla-eval, with what it extends. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there: a configuration file of vla-eval is needed (see config/study)")
+    try:
+        config = load_config(str(path))
+    except Exception as error:  # of yaml, OmegaConf, or a file that it extends
+        raise ConfigError(f"{path} is no configuration of vla-eval: {error}") from None
+    if not isinstance(config.get("args", {}) or {}, dict):
+        raise ConfigError(f"{path}: args is no mapping")
+    return {**config, "server": {"timeout": ANSWER_TIMEOUT, **(config.get("server") or {})}}
+
+
+def _items(benchmark: Any, entry: EvalConfig) -> list[tuple[str, int]]:
+    number = getattr(benchmark, "episode_number", int)
+    tasks = [(str(task.get("name")), task.get("suite")) for task in benchmark.get_tasks()]
+    valid = {name for names in tasks for name in names if name}
+    if unknown := [name for name in entry.tasks or () if name not in valid]:
+        raise ConfigError(f"no task is called {unknown[0]} (valid: {', '.join(sorted(valid))})")
+    chosen = [name for name, suite in tasks if not entry.tasks or name in entry.tasks or suite in entry.tasks]
+    return [(name, number(index)) for name in chosen[: entry.max_tasks] for index in range(entry.episodes_per_task)]
