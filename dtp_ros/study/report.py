@@ -64,8 +64,9 @@ def sweeps(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     found = {}
     for name, family in comparison.families(episodes).items():
         chosen = [e for e in family if e.setup.get("variant") not in ABLATED]
-        several = len(comparison.fixed_tolerances(chosen)) > 1 or comparison.entropy_arms(chosen)
-        if chosen and (several or len(chosen) == len(family)):
+        ablated = {float(e.setup["tolerance"]) for e in family if e.setup.get("variant") in ABLATED}
+        others = set(comparison.fixed_tolerances(chosen).values()) - ablated
+        if chosen and (others or comparison.entropy_arms(chosen) or len(chosen) == len(family)):
             found[_file("sweep", name)] = chosen
     return found
 
