@@ -219,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    write_training_curve(options.out / "training.jsonl", training.batch, options.out / "curve.png")
+    log = options.out / "training.jsonl"
+    if log.is_file():  # a training shorter than its first report has nothing to plot
+        write_training_curve(log, training.batch, options.out / "curve.png")
     text = json.dumps(report, indent=2)
     (options.out / "report.json").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\nwritten: {options.out}/checkpoint; try it: make demo CHECKPOINT={options.out}/checkpoint")
