@@ -65,8 +65,10 @@ def sweeps(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     for name, family in comparison.families(episodes).items():
         chosen = [e for e in family if e.setup.get("variant") not in ABLATED]
         ablated = {float(e.setup["tolerance"]) for e in family if e.setup.get("variant") in ABLATED}
-        others = set(comparison.fixed_tolerances(chosen).values()) - ablated
-        if chosen and (others or comparison.entropy_arms(chosen) or len(chosen) == len(family)):
+        fixed = set(comparison.fixed_tolerances(chosen).values())
+        if chosen and (
+            len(fixed) > 1 or fixed - ablated or comparison.entropy_arms(chosen) or len(chosen) == len(family)
+        ):
             found[_file("sweep", name)] = chosen
     return found
 

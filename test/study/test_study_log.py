@@ -3,6 +3,7 @@
 import json
 import lzma
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -155,3 +156,13 @@ def test_a_file_without_outcomes_is_named(tmp_path, text):
         return
     with pytest.raises(log.LogError, match=r"other.json holds no outcomes"):
         outcomes.read(path)
+
+
+def test_the_published_outcomes_are_those_of_the_published_log():
+    evidence = Path(__file__).resolve().parents[2] / "docs" / "evidence"
+    episodes = log.read(sorted(evidence.glob("*.jsonl.xz")))
+    assert outcomes.read(evidence / "outcomes.json") == outcomes.endings(episodes)
+    text = evidence.with_suffix(".md").read_text()
+    for arm in log.arms(episodes):
+        ends = [e.success for e in episodes if e.arm == arm]
+        assert f"| `{arm}` | {sum(ends)}/{len(ends)}: " in text

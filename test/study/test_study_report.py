@@ -293,6 +293,14 @@ def test_two_tolerances_of_the_same_arms_are_named_apart():
     assert not report.sweeps(made(ABLATED))
 
 
+def test_one_tolerance_that_no_ablation_has_is_reported():
+    found = report.sweeps(made({**ABLATED, "dtp 1": ABLATED["dtp 0.5"]}))
+    assert {e.arm for e in found["sweep"]} == {"off", "dtp 0.5", "dtp 1"}
+    without_dtp = {arm: solves for arm, solves in ABLATED.items() if arm != "dtp 0.5"}
+    found = report.sweeps(made({**without_dtp, "dtp 1": ABLATED["dtp 0.5"]}))
+    assert {e.arm for e in found["sweep"]} == {"off", "dtp 1"}
+
+
 def test_an_empty_log_is_refused(tmp_path):
     with pytest.raises(log.LogError, match="no episode"):
         report.write_reports([], tmp_path)
