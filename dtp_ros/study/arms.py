@@ -36,9 +36,10 @@ def sweep(grid: Sequence[float], shared: Mapping[str, Any] = {}) -> list[Arm]:
     """No pruning, every tolerance of the grid (Eq. 9), and the one of least entropy at every step (Eq. 8 online)."""
     if not grid:
         raise ConfigError("the grid of tolerances is empty")
-    entropy = {**shared, "variant": "dtp", "tolerance_mode": "min_entropy", "tolerance_grid": tuple(grid)}
-    arms = [pruning_arm("dtp", tolerance, shared) for tolerance in sorted(set(grid))]
-    own = "" if tuple(grid) == PruningConfig.tolerance_grid else " " + ",".join(f"{t:g}" for t in grid)
+    grid = tuple(sorted(set(grid)))
+    entropy = {**shared, "variant": "dtp", "tolerance_mode": "min_entropy", "tolerance_grid": grid}
+    arms = [pruning_arm("dtp", tolerance, shared) for tolerance in grid]
+    own = "" if grid == PruningConfig.tolerance_grid else " " + ",".join(f"{t:g}" for t in grid)
     return [OFF, *arms, Arm(f"min_entropy{own}{_suffix(shared)}", entropy)]
 
 

@@ -242,7 +242,9 @@ def _shipped(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, in which a file of this package such as `config/study/...` is found from wherever one is."""
     root = share_file("package.xml").parent
     return {
-        name: str(root / value) if isinstance(value, str) and value.startswith("config/") else value
+        name: str(root / value)
+        if isinstance(value, str) and value.startswith("config/study/") and not Path(value).exists()
+        else value
         for name, value in options.items()
     }
 

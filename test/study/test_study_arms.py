@@ -8,9 +8,9 @@ from dtp_ros.study import arms, main
 
 def test_a_sweep_has_every_tolerance_once_and_both_ends():
     found = arms.sweep([1.0, 0.25, 1.0])
-    assert [arm.name for arm in found] == ["off", "dtp 0.25", "dtp 1", "min_entropy 1,0.25,1"]
+    assert [arm.name for arm in found] == ["off", "dtp 0.25", "dtp 1", "min_entropy 0.25,1"]
     assert [arm.parameters.get("tolerance") for arm in found] == [None, 0.25, 1.0, None]
-    assert found[-1].parameters["tolerance_grid"] == (1.0, 0.25, 1.0)
+    assert found[-1].parameters["tolerance_grid"] == (0.25, 1.0)
 
 
 def test_an_ablation_has_the_rows_of_table_4_at_one_tolerance():

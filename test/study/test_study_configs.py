@@ -296,7 +296,14 @@ def test_the_tabletops_server_passes_vla_evals_smoke_test(where_a_user_is, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["nora_libero_spatial", "openvla_libero_spatial", "spatialvla_simpler_widowx", "univla_simpler_widowx"]
+    "name",
+    [
+        "nora_libero_spatial",
+        "openvla_libero_spatial",
+        "pi0_fast_libero",
+        "spatialvla_simpler_widowx",
+        "univla_simpler_widowx",
+    ],
 )
 def test_a_model_of_random_weights_passes_vla_evals_smoke_test(name, where_a_user_is, tmp_path):
     path = STUDY / "servers" / f"{name}.yaml"

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,3 +113,22 @@ def test_an_entry_that_is_not_there_is_named(tmp_path):
         plan(tmp_path, entries=("dark",)).entries_to_run()
     with pytest.raises(ConfigError, match=r"none.yaml is not there"):
         plan(tmp_path, benchmark=tmp_path / "none.yaml").entries_to_run()
+
+
+def test_where_the_tasks_are_not_known_the_queue_that_was_left_is_gone_on_with(tmp_path, monkeypatch):
+    """As in a container: vla-eval's own queue says what is done, and an episode that broke off is done again."""
+    known = Plan.entries_to_run
+    monkeypatch.setattr(Plan, "entries_to_run", lambda self: [replace(e, items=None) for e in known(self)])
+    small = plan(tmp_path, shards=1, episodes=1)
+    first = harness.run(small, [OFF])
+    assert [e.task for e in first] == list(TASKS)
+    lines = small.log.read_text().splitlines()
+    assert harness.run(small, [OFF]) == first
+    assert small.log.read_text().splitlines() == lines
+    (database,) = (tmp_path / "vla-eval").glob("*/*.sqlite")
+    with closing(sqlite3.connect(database)) as store:
+        store.execute("UPDATE episode_results SET status = 'error' WHERE task_name = ?", (TASKS[1],))
+        store.commit()
+    again = harness.run(small, [OFF])
+    assert again == first
+    assert [json.loads(line)["task"] for line in small.log.read_text().splitlines()] == [*TASKS, TASKS[1]]
