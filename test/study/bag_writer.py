@@ -107,3 +107,23 @@ def joined(path: Path, parts: list[Path]) -> Path:
         whole["message_count"] += about["message_count"]
     (path / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": whole}))
     return path
+
+
+OFF = settings()
+DTP = settings(variant="dtp", tolerance=0.5)
+
+
+def steps(seed, count, holds=()):
+    return [step_result(seed, i, "no action" if i in holds else "") for i in range(count)]
+
+
+def two_episodes(recorder=None):
+    """One that ends well, off, of three steps; one that does not, dtp, of five, two of them held."""
+    recorder = recorder or Recorder()
+    recorder.say(False)
+    recorder.episode(steps(1, 3), OFF)
+    recorder.say(True)
+    recorder.say(False)  # the simulator was reset
+    recorder.episode(steps(2, 5, holds=(1, 4)), DTP)
+    recorder.say(False)
+    return recorder
