@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from dtp_ros.errors import SimulationError, require_choice, require_integer
 from dtp_ros.sim.camera import HEIGHT, WIDTH, Camera
 from dtp_ros.sim.catalog import Item
+from dtp_ros.sim.footprints import ROUNDING, Placement, circles, clearance, distance_to_point
 from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, Task, task_named
 
 Array = NDArray[np.float64]
@@ -32,7 +32,6 @@ MIN_CAMERA_SHIFT = 0.01  # m
 UNSEEN_TABLES = ("oak", "bamboo", "walnut", "linen")
 _UNSEEN_WALLS = ((0.62, 0.55, 0.45), (0.38, 0.48, 0.42), (0.55, 0.42, 0.42))
 _TRIES = 4000
-_ROUNDING = 1e-9  # m
 
 PLAIN_POOL = tuple(
     Item(kind, colour)
@@ -43,16 +42,6 @@ PLAIN_POOL = tuple(
     )
     for colour in colours
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Placement:
-    """An item on the table: x, y in m and yaw in rad, base frame."""
-
-    item: Item
-    x: float
-    y: float
-    yaw: float
 
 
 @dataclass(frozen=True)
@@ -123,13 +112,6 @@ def random_layout(
     return _compose(task_named(task), -1, rng, rng, distractors, setting, rng.random(3), appearance, items)
 
 
-def clearance(a: Placement, b: Placement) -> float:
-    """Distance between two footprints, m; 0 or less where they overlap."""
-    corners_a, radius_a = _outline(a)
-    corners_b, radius_b = _outline(b)
-    return _polygon_distance(corners_a, corners_b) - radius_a - radius_b
-
-
 def visible(placement: Placement, camera: Camera, margin: float = IMAGE_MARGIN) -> bool:
     """Whether the whole object lies inside the 640x480 image, `margin` pixels from its edges."""
     model = placement.item.model()
@@ -180,17 +162,29 @@ def _place(
     rng: np.random.Generator, turn: float = math.pi,
 ) -> Placement:  # fmt: skip
     """A free spot of `zone`; clear of the fingers around the source, which is the first of `others`."""
-    low, high = np.array(zone).T
-    for _ in range(_TRIES):
-        x, y = rng.uniform(low, high)
-        candidate = Placement(item, float(x), float(y), float(rng.uniform(-turn, turn)))
+    low, high = np.array([*zone, (-turn, turn)]).T
+    before = rng.bit_generator.state
+    tries = low + (high - low) * rng.random((_TRIES, 3))
+    for index in np.flatnonzero(_may_be_clear(item, tries[:, :2], others)):
+        candidate = Placement(item, *tries[index].tolist())
         if (
             _clear_of_fingers(candidate, others[0])
             and all(_clear(candidate, other) for other in others)
             and visible(candidate, camera)
         ):
+            rng.bit_generator.state = before
+            rng.random((int(index) + 1, 3))  # what comes next does not depend on how many were drawn at once
             return candidate
     raise SimulationError(f"no room on the table for {item.name} among {len(others)} objects")
+
+
+def _may_be_clear(item: Item, centres: Array, others: Sequence[Placement]) -> NDArray[np.bool_]:
+    """Of `centres` [N, 2], m, those where circles in the footprints leave room: the quick test of many spots."""
+    inner, _ = circles(item)
+    away = np.linalg.norm(centres[:, None] - np.array([(other.x, other.y) for other in others]), axis=2)
+    least = np.array([inner + circles(other.item)[0] + GAP for other in others])
+    least[0] = max(least[0], inner + FINGER_CLEARANCE)
+    return np.asarray((away >= least - ROUNDING).all(axis=1))
 
 
 def _place_in_one(
@@ -205,64 +199,16 @@ def _place_in_one(
 
 
 def _clear(a: Placement, b: Placement) -> bool:
-    """Whether `clearance` is at least GAP. Circles in and about the footprints decide most cases, and fast."""
+    """Whether `clearance` is at least GAP. Circles about the footprints decide most cases, and fast."""
     away = math.hypot(a.x - b.x, a.y - b.y)
-    (inner_a, outer_a), (inner_b, outer_b) = _circles(a.item), _circles(b.item)
-    if away < inner_a + inner_b + GAP - _ROUNDING:
-        return False
-    return away > outer_a + outer_b + GAP + _ROUNDING or clearance(a, b) >= GAP
+    return away > circles(a.item)[1] + circles(b.item)[1] + GAP + ROUNDING or clearance(a, b) >= GAP
 
 
 def _clear_of_fingers(placement: Placement, source: Placement) -> bool:
     away = math.hypot(placement.x - source.x, placement.y - source.y)
-    inner, outer = _circles(placement.item)
-    if away < inner + FINGER_CLEARANCE - _ROUNDING:
-        return False
-    if away > outer + FINGER_CLEARANCE + _ROUNDING:
+    if away > circles(placement.item)[1] + FINGER_CLEARANCE + ROUNDING:
         return True
-    corners, radius = _outline(placement)
-    return _polygon_distance(corners, np.array([[source.x, source.y]])) - radius >= FINGER_CLEARANCE
-
-
-@cache
-def _circles(item: Item) -> tuple[float, float]:
-    """Radii of the circles in and about a footprint, m."""
-    model = item.model()
-    half = model.footprint
-    return min(half), half[0] if model.round else math.hypot(*half)
-
-
-def _outline(placement: Placement) -> tuple[Array, float]:
-    """Corners [4, 2] and radius 0 of a rectangular footprint, centre [1, 2] and radius of a round one, m."""
-    model, centre = placement.item.model(), np.array([placement.x, placement.y])
-    if model.round:
-        return centre[None], model.footprint[0]
-    c, s = math.cos(placement.yaw), math.sin(placement.yaw)
-    signs = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
-    return centre + signs * model.footprint @ np.array([[c, s], [-s, c]]), 0.0
-
-
-def _polygon_distance(a: Array, b: Array) -> float:
-    """Distance of two convex polygons [K, 2] (a point is one); 0 where they overlap."""
-    if max(len(a), len(b)) > 1 and not (_separated(a, b) or _separated(b, a)):
-        return 0.0
-    return min(_corner_distance(a, b), _corner_distance(b, a))
-
-
-def _separated(a: Array, b: Array) -> bool:
-    """Whether a line along one of the edges of `a` has `b` on its other side (or `a` is a point)."""
-    edge = np.roll(a, -1, axis=0) - a
-    normal = np.stack([edge[:, 1], -edge[:, 0]], axis=1)
-    apart = (b @ normal.T).min(axis=0) > (a @ normal.T).max(axis=0)
-    return bool(apart.any())
-
-
-def _corner_distance(corners: Array, polygon: Array) -> float:
-    """Least distance of `corners` [K, 2] to the edges of `polygon`."""
-    edge = np.roll(polygon, -1, axis=0) - polygon
-    to = corners[:, None] - polygon
-    share = (to * edge).sum(axis=2) / np.maximum((edge * edge).sum(axis=1), 1e-12)
-    return float(np.linalg.norm(to - share.clip(0, 1)[..., None] * edge, axis=2).min())
+    return distance_to_point(placement, (source.x, source.y)) >= FINGER_CLEARANCE
 
 
 def _distractor_items(task: Task, setting: str, count: int, rng: np.random.Generator) -> list[Item]:

@@ -10,8 +10,9 @@ from scipy.spatial.transform import Rotation
 from dtp_ros.sim.arm import ARM_COLLISION, OBJECT_COLLISION, add_arm
 from dtp_ros.sim.arm_looks import arm_parts
 from dtp_ros.sim.camera import CENTRE, FOCAL, HEIGHT, WIDTH, Camera
+from dtp_ros.sim.footprints import Placement
 from dtp_ros.sim.gl import load_mujoco
-from dtp_ros.sim.layout import Layout, Placement
+from dtp_ros.sim.layout import Layout
 from dtp_ros.sim.objects import Solid
 from dtp_ros.sim.room import FRICTION, Decorator, add_room
 from dtp_ros.sim.shadows import add_shadow_sheet

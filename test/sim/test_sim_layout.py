@@ -8,7 +8,8 @@ from sim_hand import joints_at
 
 from dtp_ros.errors import ConfigError
 from dtp_ros.sim.catalog import COLOURS, KINDS, Item
-from dtp_ros.sim.layout import LOOKALIKE_ZONE, Appearance, Placement, clearance, fixed_layout, lookalikes, random_layout
+from dtp_ros.sim.footprints import Placement, clearance
+from dtp_ros.sim.layout import LOOKALIKE_ZONE, Appearance, fixed_layout, lookalikes, random_layout
 from dtp_ros.sim.meshes import hulls
 from dtp_ros.sim.tasks import EPISODES, TASKS
 

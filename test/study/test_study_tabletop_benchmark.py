@@ -27,6 +27,22 @@ def test_a_layout_is_that_of_its_numbers_alone(setting):
 
 
 @pytest.mark.parametrize(
+    ("setting", "last", "pose"),
+    [
+        ("plain", "yellow_block", (0.250461, -0.014131, 0.283429)),
+        ("clutter", "pink_sponge", (0.214179, -0.015311, -0.394414)),
+        ("lookalike", "yellow_cup", (0.377146, 0.157952, 0.543099)),
+        ("unseen", "yellow_block", (0.328711, 0.133599, 0.32195)),
+    ],
+)
+def test_layouts_are_those_of_the_published_evidence(setting, last, pose):
+    """Whoever changes how things are placed takes from docs/evidence.md that it can be repeated."""
+    placement = study_layout("stack_blocks", 7, setting).placements[-1]
+    assert placement.item.name == last
+    assert (placement.x, placement.y, placement.yaw) == pytest.approx(pose, abs=1e-6)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"setting": "dark"}, "lookalike"),
