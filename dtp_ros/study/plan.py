@@ -111,6 +111,12 @@ class Entry:
             kind = resolve_import_string(eval_config.benchmark)
         except Exception as error:  # whatever the import of another's module raises
             raise ConfigError(f"{plan.benchmark}: {error}") from None
+        own = int(raw.get("episodes_per_task", EvalConfig.episodes_per_task))
+        if eval_config.episodes_per_task > own and not getattr(kind, "endless", False):
+            raise ConfigError(
+                f"episodes = {plan.episodes} exceeds the {own} of {eval_config.resolved_name()} in {plan.benchmark}: "
+                "beyond them the same ones would count again (where a task has more of its own, say so in that file)"
+            )
         known = inspect.signature(kind.__init__).parameters
         if unknown := sorted(params.keys() - known.keys()):
             raise ConfigError(f"{kind.__name__} has no {unknown[0]} (valid: {', '.join(list(known)[1:])})")

@@ -41,6 +41,7 @@ class TabletopBenchmark(StepBenchmark):
     """
 
     render_backends = frozenset({"gpu", "cpu"})
+    endless = True  # every number has an episode of its own
 
     def __init__(self, setting: str = "plain", distractors: int = 0, seed: int = 0, half: str = "both") -> None:
         """setting: plain | clutter | lookalike | unseen. half: only the `tuning` (even) or `held_out` (odd) episodes.

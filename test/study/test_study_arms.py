@@ -65,6 +65,12 @@ def test_half_is_refused_where_a_benchmark_has_none(capsys, tmp_path):
     assert "SimplerEnvBenchmark has no half" in capsys.readouterr().err
 
 
+def test_an_episode_is_not_counted_twice(capsys, tmp_path):
+    path = "config/study/benchmarks/simpler_widowx.yaml"
+    assert main.main(["sweep", "--out", str(tmp_path), "--episodes", "25", "--benchmark", path]) == 1
+    assert "episodes = 25 exceeds the 24 of" in capsys.readouterr().err
+
+
 def test_an_arm_that_is_not_there_is_named(capsys, tmp_path):
     assert main.main(["ablate", "--arms", "dtp 0.7", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
