@@ -48,8 +48,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
+# In the order of the files: the longest have few tests, and would come last, and alone, if xdist sorted them by number.
 test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
 test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, and the layers below ROS under the oldest libraries
