@@ -42,7 +42,6 @@ def acted(server, url, episodes, steps=STEPS):
         benchmark = TabletopBenchmark(setting="lookalike")
         task = {**next(t for t in benchmark.get_tasks() if t["name"] == name), "episode_idx": number}
         async with Connection(url) as connection:
-            await connection.connect()
             await SyncEpisodeRunner().run_episode(benchmark, task, connection, max_steps=steps)
         benchmark.cleanup()
 
