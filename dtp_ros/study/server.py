@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import GenerationConfig, StepTrace
 from dtp_ros.errors import ConfigError, ObservationError, require_integer
 from dtp_ros.models.registry import load_adapter, model_defaults
-from dtp_ros.pruning.config import PruningConfig
+from dtp_ros.pruning.config import MAX_SEED, PruningConfig
 from dtp_ros.resources import share_file
 from dtp_ros.study import log
 from dtp_ros.study.embodiments import embodiment
@@ -53,6 +54,12 @@ class Constants:
         generation = {name: values[name] for name in _GENERATION} | {"control_frequency": frequency}
         horizon = require_integer("execute_horizon", values["execute_horizon"], 1, 64)
         return cls(PruningConfig(**{n: values[n] for n in _PRUNING}), GenerationConfig(**generation), horizon)
+
+    def of_episode(self, benchmark: str, task: str, episode: int) -> Constants:
+        """The same with a seed of this episode's own, so that a random variant is not one draw for a whole study."""
+        words = zlib.crc32(f"{benchmark}/{task}/{episode}".encode())
+        seed = int(np.random.SeedSequence((self.pruning.seed, words)).generate_state(1)[0]) & MAX_SEED
+        return replace(self, pruning=replace(self.pruning, seed=seed))
 
 
 @dataclass
@@ -150,11 +157,10 @@ class DtpModelServer(PredictModelServer):
         # A shallow copy has the weights and its own history.
         policy = self._free.pop() if self._free else DtpPolicy(copy.copy(self._adapter))
         policy.reset()
-        benchmark = self._benchmark or _EVALUATION.sub("", ctx.eval_id)
+        benchmark, task = self._benchmark or _EVALUATION.sub("", ctx.eval_id), config.get("task", {})
+        constants = self._constants.of_episode(benchmark, *_which(task))
         # By episode: after a lost connection two of one shard's may be known for a while.
-        self._running[ctx.episode_id] = _Running(
-            policy, self._constants, self._arm, benchmark, config.get("task", {}), self.setup()
-        )
+        self._running[ctx.episode_id] = _Running(policy, constants, self._arm, benchmark, task, self.setup())
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         """Act: `actions` float64 [H, 7] as the benchmark takes them, or one that holds, [7], with `hold`: True."""
@@ -184,15 +190,15 @@ class DtpModelServer(PredictModelServer):
                 self._free.append(episode.policy)
 
     def _write(self, path: Path, episode: _Running, result: Mapping[str, Any]) -> None:
-        metrics, task = result.get("metrics") or {}, episode.task
+        metrics = result.get("metrics") or {}
         if not episode.traces or "success" not in metrics:
             return  # it broke off
-        grasped = metrics.get("grasped")
+        grasped, (task, number) = metrics.get("grasped"), _which(episode.task)
         line = log.Episode(
             arm=episode.arm,
             benchmark=episode.benchmark,
-            task=str(task.get("name", "")),
-            episode=int(task.get("episode", task.get("episode_idx", 0))),
+            task=task,
+            episode=number,
             success=bool(metrics["success"]),
             grasped=None if grasped is None else bool(grasped),
             steps=int(result.get("steps", 0)),
@@ -236,6 +242,11 @@ class DtpModelServer(PredictModelServer):
             **asdict(constants.generation),
             "execute_horizon": constants.execute_horizon,
         }
+
+
+def _which(task: Mapping[str, Any]) -> tuple[str, int]:
+    """Name and number of the episode that vla-eval describes."""
+    return str(task.get("name", "")), int(task.get("episode", task.get("episode_idx", 0)))
 
 
 def _shipped(options: Mapping[str, Any]) -> dict[str, Any]:

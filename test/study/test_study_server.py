@@ -59,7 +59,7 @@ def acted(server, url, episodes, steps=STEPS):
 
 def by_itself(adapter, name, number, parameters, steps=STEPS):
     """The engine and the tabletop without vla-eval, whose messages carry actions in float32."""
-    constants = Constants.of("tabletop", "shipped", 5.0, parameters)
+    constants = Constants.of("tabletop", "shipped", 5.0, parameters).of_episode("bench", name, number)
     policy, episode = DtpPolicy(adapter), LockStep(study_layout(name, number, "lookalike"))
     traces = []
     for step in range(steps):
@@ -72,7 +72,15 @@ def by_itself(adapter, name, number, parameters, steps=STEPS):
     return traces
 
 
-@pytest.mark.parametrize("parameters", [{"variant": "off"}, {"tolerance": 0.25}, {"tolerance_mode": "min_entropy"}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"variant": "off"},
+        {"tolerance": 0.25},
+        {"tolerance_mode": "min_entropy"},
+        {"variant": "random_all", "tolerance": 0.25},
+    ],
+)
 def test_episodes_of_two_shards_are_those_of_the_policy_alone(served, adapter, parameters):
     server, url, path = served
     server.begin("here", parameters, benchmark="bench")
@@ -91,6 +99,17 @@ def test_episodes_of_two_shards_are_those_of_the_policy_alone(served, adapter, p
     if parameters.get("tolerance"):
         assert any(sum(e.series["pruned"]) > 0 for e in logged.values()), "nothing was pruned: choose other episodes"
     path.unlink()
+
+
+def test_a_random_variant_draws_anew_for_each_episode():
+    """The same for the same episode under any server: what a row of the evidence needs to be repeated."""
+    constants = Constants.of("tabletop", "shipped", 5.0, {"variant": "random_all"})
+    which = [("bench", "stack_blocks", 1), ("bench", "stack_blocks", 2), ("bench", "spoon", 1), ("other", "spoon", 1)]
+    seeds = [constants.of_episode(*one).pruning.seed for one in which]
+    assert len(set(seeds)) == len(which)
+    assert seeds == [constants.of_episode(*one).pruning.seed for one in which]
+    other = Constants.of("tabletop", "shipped", 5.0, {"variant": "random_all", "seed": 1})
+    assert other.of_episode(*which[0]).pruning.seed not in seeds
 
 
 def test_tokens_that_do_not_decode_hold_with_the_gripper_as_it_was(served, monkeypatch):
