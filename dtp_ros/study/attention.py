@@ -15,6 +15,7 @@ Two things can make a difference that is none, and each gets an answer of its ow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from dtp_ros.study.statistics import Estimate, MannWhitney, holm, mann_whitney, 
 from dtp_ros.study.stratified import Stratified, van_elteren
 
 FIGURE = "unimportant_attention"
+REGION = ("top_k", "sigma", "relevance_layers", "weights")  # constants on which the figure itself depends
 LEAST = 2  # episodes of each outcome, to have an interval
 PHASES = ("first third", "middle third", "last third")
 
@@ -41,7 +43,7 @@ class AttentionError(DtpError):
 
 @dataclass(frozen=True)
 class TaskEpisodes:
-    """Unimportant attention at each step of the episodes of one task; failures first."""
+    """Unimportant attention at each step of the episodes of one task; failures first. Steps without it are left out."""
 
     benchmark: str
     task: str
@@ -82,12 +84,14 @@ class Contrast:
 class Attention:
     """All comparisons of one arm. tasks: the comparable ones; others: those with too few of one outcome.
 
-    models: what acted. whole: means over whole episodes; common: over the steps that all episodes of a task have.
-    pooled: whole episodes of all tasks as one group. phases, common_phases: thirds of both, by `PHASES`.
+    models: what acted. region: the constants of the important region, where they are known. whole: means over whole
+    episodes; common: over the steps that all episodes of a task have. pooled: whole episodes of all tasks as one group.
+    phases, common_phases: thirds of both, by `PHASES`.
     """
 
     arm: str
     models: tuple[str, ...]
+    region: tuple[str, ...]
     tasks: tuple[TaskEpisodes, ...]
     others: tuple[TaskEpisodes, ...]
     whole: Contrast
@@ -113,6 +117,7 @@ def analyse(episodes: Iterable[Episode], arm: str = "off") -> Attention:
     return Attention(
         arm=arm,
         models=tuple(sorted({_model(episode) for episode in chosen})),
+        region=tuple(sorted({region for episode in chosen if (region := _region(episode))})),
         tasks=tuple(tasks),
         others=tuple(group for group in groups if not group.is_comparable),
         whole=_contrast(tasks, _whole),
@@ -135,28 +140,44 @@ def resampled(series: Series, bins: int) -> Series:
 
 
 def write_attention(episodes: Iterable[Episode], arm: str, out: Path) -> list[Path]:
-    """`attention.md` and one picture a benchmark in folder `out`; returns their paths. Raises AttentionError."""
+    """`attention.md` and one picture a benchmark in folder `out`; returns their paths. Raises AttentionError.
+
+    Of another arm than `off` they have its name.
+    """
     from dtp_ros.study.attention_figure import write_figures
     from dtp_ros.study.attention_report import section
 
     attention = analyse(episodes, arm)
     out.mkdir(parents=True, exist_ok=True)
     pictures = write_figures(attention, out)
-    text = out / "attention.md"
+    text = out / f"{stem(arm)}.md"
     text.write_text(section(attention, [picture.name for picture in pictures]), encoding="utf-8")
     return [text, *pictures]
 
 
 def _grouped(benchmark: str, task: str, episodes: Sequence[Episode]) -> TaskEpisodes:
-    if len(models := sorted({_model(episode) for episode in episodes})) > 1:
-        raise AttentionError(f"{benchmark}, {task} has episodes of {' and '.join(models)}: analyse them apart")
+    for ways in ({_model(episode) for episode in episodes}, {_region(episode) for episode in episodes}):
+        if len(ways) > 1:
+            raise AttentionError(
+                f"{benchmark}, {task} has episodes of {' and '.join(sorted(ways))}: analyse them apart"
+            )
     series = [(episode.success, np.asarray(episode.series[FIGURE], dtype=np.float64)) for episode in episodes]
+    series = [(success, found) for success, values in series if (found := values[np.isfinite(values)]).size]
     failures, successes = (tuple(s for success, s in series if success == outcome) for outcome in (False, True))
     return TaskEpisodes(benchmark, task, failures, successes)
 
 
 def _model(episode: Episode) -> str:
     return " ".join(str(episode.setup[key]) for key in ("model", "checkpoint") if episode.setup.get(key))
+
+
+def _region(episode: Episode) -> str:
+    return ", ".join(f"{name} = {episode.setup[name]}" for name in REGION if name in episode.setup)
+
+
+def stem(arm: str) -> str:
+    """How the files of an arm's report begin."""
+    return "attention" if arm == "off" else "attention_" + re.sub(r"[^\w.=-]+", "_", arm)
 
 
 def _whole(_: TaskEpisodes, series: Series) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dtp_ros.study.attention import LEAST, Attention, Series, TaskEpisodes, resampled
+from dtp_ros.study.attention import LEAST, Attention, Series, TaskEpisodes, resampled, stem
 from dtp_ros.study.figures import BLUE, DPI, ORANGE, FigureError
 from dtp_ros.study.statistics import Estimate, mean
 
@@ -55,8 +55,8 @@ def write_figures(attention: Attention, out: Path) -> list[Path]:
     paths: list[Path] = []
     for benchmark, tasks in groupby(attention.tasks, key=lambda task: task.benchmark):
         name = re.sub(r"\W+", "_", benchmark).strip("_")
-        path = out / f"attention_{name}.png"
-        paths.append(path if path not in paths else out / f"attention_{name}_{len(paths)}.png")
+        path = out / f"{stem(attention.arm)}_{name}.png"
+        paths.append(path if path not in paths else out / f"{path.stem}_{len(paths)}.png")
         drawn(list(tasks), f"{benchmark}, arm {attention.arm}").savefig(paths[-1], dpi=DPI)
     return paths
 

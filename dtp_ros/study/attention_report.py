@@ -17,7 +17,8 @@ _HEAD = """
 The visual attention that lies outside the important region (sum of A over U in the clean pattern, mean over a step's
 tokens; paper, section 4.4). An episode counts once, with its mean over steps. The effect is P(failure > success), the
 share of pairs of a failure and a success in which the failure has more; 0.5 is no difference. Tests are Mann-Whitney,
-two-sided, with p corrected for the number of tasks (Holm); in brackets 95 % intervals. Acted: {models}.
+two-sided, with p corrected for the number of tests of their table (Holm); in brackets 95 % intervals. Acted: {models}.
+{region}
 """
 
 _COMMON = """
@@ -41,7 +42,11 @@ episodes are thirds of different lengths of time in failures and successes; thos
 def section(attention: Attention, pictures: Sequence[str] = ()) -> str:
     """A section of a report. pictures: their names, as links."""
     parts = [
-        _HEAD.format(arm=attention.arm, models=", ".join(attention.models) or "an unnamed model"),
+        _HEAD.format(
+            arm=attention.arm,
+            models=", ".join(attention.models) or "an unnamed model",
+            region=f"The important region: {'; '.join(attention.region)}." if attention.region else "",
+        ),
         "**Whole episodes.** " + _verdict(attention.whole),
         _by_task(attention, attention.whole, lambda _: "all"),
         "**Common steps.** " + _verdict(attention.common),
@@ -63,11 +68,11 @@ def _verdict(contrast: Contrast) -> str:
         for test, p in zip(contrast.tests, contrast.corrected, strict=True)
         if p < SIGNIFICANT
     ]
-    more, tasks = sum(clear), len(contrast.tests)
+    more, tests = sum(clear), len(contrast.tests)
     less = len(clear) - more
     return (
-        f"Failures have more unimportant attention in {more} of {tasks} tasks, less in {less}; "
-        f"no difference is shown in {tasks - more - less}."
+        f"Of {tests} comparisons, each within a task of a benchmark, failures have more unimportant attention in "
+        f"{more} and less in {less}; no difference is shown in {tests - more - less}."
     )
 
 

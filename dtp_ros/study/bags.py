@@ -169,7 +169,7 @@ def _step(values: Mapping[str, str], time: int, where: str) -> _Step:
         task=_word(values, "instruction", where),
         arm=_arm(values, where),
         setup=setup | {name: _parameter(values[_PARAMETER + name]) for name in names},
-        figures=tuple(_number(values, name, where) for name in SERIES),
+        figures=tuple(_number(values, name, where, finite=False) for name in SERIES),
     )
 
 
@@ -198,11 +198,12 @@ def _value(values: Mapping[str, str], key: str, where: str) -> Any:
         raise BagError(f"{where}: {key} = {text[:60]!r} is no JSON") from None
 
 
-def _number(values: Mapping[str, str], key: str, where: str) -> float:
+def _number(values: Mapping[str, str], key: str, where: str, *, finite: bool = True) -> float:
+    """A number; finite: whether it must be: figures of a step with logits that were not are not either."""
     value = _value(values, key, where)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BagError(f"{where}: {key} = {values[key][:60]!r} is no finite number")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (finite and not math.isfinite(value)):
+        raise BagError(f"{where}: {key} = {values[key][:60]!r} is no {'finite ' * finite}number")
+    return float(value) if math.isfinite(value) else math.nan
 
 
 def _parameter(text: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dtp_ros.pruning.config import VARIANTS, PruningConfig
@@ -12,21 +13,37 @@ from dtp_ros.study.log import Episode, LogError
 from dtp_ros.study.statistics import Estimate, PairedTest
 
 FIGURES = ("fire_rate", "pruned", "entropy_clean", "entropy_refined", "score_clean", "score_refined")
+COVERAGE = 0.9  # of the baseline's episodes: what an arm must have to be compared
+FEW = 6  # benchmarks of a suite that are shown one by one
+BASELINE = "off"
 CHECKPOINT = ("model", "checkpoint")
+_ACTING = (*CHECKPOINT, "dtype", "execute_horizon", "ensemble", "ensemble_weight", "fast_grammar")
 _PRUNING = tuple(item.name for item in fields(PruningConfig))
 _COMPARED = ("variant", "tolerance", "tolerance_mode", "tolerance_grid", "seed")  # what the arms of a study differ in
-_ALIKE = (
-    *CHECKPOINT, *(name for name in _PRUNING if name not in _COMPARED),
-    "execute_horizon", "ensemble", "ensemble_weight", "fast_grammar",
-)  # fmt: skip
+_ALIKE = (*_ACTING, *(name for name in _PRUNING if name not in _COMPARED))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms over the same episodes, so that their rows can be read side by side.
+
+    partial: arms that have too few of the baseline's (see COVERAGE), with the number; they are left out. left_out:
+    episodes that only some of the others have. whole: episodes of the baseline, or of whoever has most.
+    """
+
+    episodes: Sequence[Episode]
+    partial: Mapping[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
 class Summary:
     """An arm over some episodes.
 
-    figures: `success`, `grasp` (rates, 0 ... 1) and the means over episodes of `FIGURES`, in their own units. What has
-    no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
+    figures: `success`, `grasp` (rates, 0 ... 1), the means over episodes of `FIGURES`, in their own units, `change`: of
+    refined minus clean entropy, nats, and `held`: the share of the policy's steps that gave no action, 0 ... 1. What
+    has no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
     """
 
     episodes: int
@@ -35,15 +52,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Versus:
-    """An arm against another one, which is the first of `test`.
-
-    left_out: episodes that only one of the two has. corrected: p after Holm's correction over the family.
-    """
+    """An arm against another one, which is the first of `test`. corrected: p after Holm's correction of the family."""
 
     arm: str
     against: str
     test: PairedTest
-    left_out: int
     corrected: float
 
 
@@ -51,16 +64,15 @@ class Versus:
 class Choice:
     """The tolerance that is chosen on the tuning half.
 
-    tuning: success of each candidate arm over the `episodes` of that half that all of them have; left_out: episodes
-    of that half that only some of them have. confirmed: the chosen arm against the baseline on the other half, or None
-    where the two share no episode there; success: the baseline's and its own, over the same episodes.
+    tuning: success of each candidate arm over the same episodes of that half, which `group` has. confirmed: the chosen
+    arm against the baseline on the other half, or None where the two share no episode there; success: the baseline's
+    and its own, over the same episodes.
     """
 
     arm: str
     tolerance: float
     tuning: Mapping[str, Estimate]
-    episodes: int
-    left_out: int
+    group: Group
     confirmed: Versus | None
     success: tuple[Estimate, ...]
 
@@ -94,31 +106,68 @@ def entropy_arms(episodes: Iterable[Episode]) -> list[str]:
     return [arm for arm, setup in setups(episodes).items() if setup.get("variant") == "dtp" and _by_entropy(setup)]
 
 
+def suites(episodes: Iterable[Episode]) -> dict[str, list[Episode]]:
+    """Episodes by suite: what may be pooled, such as the settings of a table."""
+    found: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        found.setdefault(episode.suite or episode.benchmark, []).append(episode)
+    return dict(sorted(found.items()))
+
+
 def sections(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    """Episodes by benchmark; where there are several, all of them come first."""
-    return _grouped(episodes, "All benchmarks", [episode.benchmark for episode in episodes])
+    """Episodes by suite; after one of a few benchmarks, each of these."""
+    found: dict[str, list[Episode]] = {}
+    for suite, members in suites(episodes).items():
+        benchmarks = sorted({episode.benchmark for episode in members})
+        if len(benchmarks) > 1:
+            found[f"{suite}, {len(benchmarks)} benchmarks together"] = members
+        if len(benchmarks) <= FEW:
+            found |= {name: [e for e in members if e.benchmark == name] for name in benchmarks}
+    return found
 
 
-def groups(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    """Episodes by task; where there are several tasks, all of them come first."""
-    return _grouped(episodes, "All tasks", [episode.task for episode in episodes])
+def groups(episodes: Sequence[Episode], baseline: str = BASELINE) -> dict[str, Group]:
+    """Episodes by task, every arm's the same; where there are several tasks, all of them come first."""
+    found: dict[str, list[Episode]] = {name: [] for name in sorted({episode.task for episode in episodes})}
+    for episode in episodes:
+        found[episode.task].append(episode)
+    found = {"All tasks": list(episodes), **found} if len(found) > 1 else found
+    return {name: shared(members, baseline) for name, members in found.items()}
+
+
+def shared(episodes: Iterable[Episode], baseline: str = BASELINE) -> Group:
+    """The episodes that all arms have, without those arms that have too few of the baseline's."""
+    chosen = list(episodes)
+    keys: dict[str, set[tuple[str, str, int]]] = {}
+    for episode in chosen:
+        keys.setdefault(episode.arm, set()).add(episode.key)
+    whole = keys[baseline] if baseline in keys else max(keys.values(), key=len, default=set())
+    counts = {arm: len(own & whole) for arm, own in keys.items()}
+    kept = [arm for arm, count in counts.items() if count >= COVERAGE * len(whole)]
+    common = whole.intersection(*(keys[arm] for arm in kept))
+    return Group(
+        episodes=[e for e in chosen if e.arm in kept and e.key in common],
+        partial={arm: count for arm, count in counts.items() if arm not in kept},
+        left_out=len(set[tuple[str, str, int]]().union(*(keys[arm] for arm in kept)) - common),
+        whole=len(whole),
+    )
 
 
 def families(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes by the study they belong to: of one checkpoint, alike in every constant that a study does not vary.
 
     Named by what they differ in, e.g. `mask_scope=action`; an only one has no name. Arms without pruning belong to
-    each study of their checkpoint.
+    each study that acts as they do.
     """
     kinds: list[dict[str, Any]] = []
     for kind in map(_own, sorted(episodes, key=lambda episode: _off(episode.setup))):
         # A checkpoint that was run without pruning only is a study too.
-        if kind not in kinds and (len(kind) > len(CHECKPOINT) or not any(kind.items() <= k.items() for k in kinds)):
+        if kind not in kinds and (not kind.keys() <= set(_ACTING) or not any(kind.items() <= k.items() for k in kinds)):
             kinds.append(kind)
     found = {}
     for kind in kinds:
         # One that was run without pruning only has the constants of none.
-        peers = {name: [k for k in kinds if name in CHECKPOINT or len(k) > len(CHECKPOINT)] for name in kind}
+        peers = {name: [k for k in kinds if name in _ACTING or not k.keys() <= set(_ACTING)] for name in kind}
         differing = [name for name, value in kind.items() if any(k.get(name) != value for k in peers[name])]
         members = [e for e in episodes if _own(e).items() <= kind.items()]
         found[", ".join(f"{name}={_text(kind[name])}" for name in differing)] = members
@@ -142,33 +191,33 @@ def versus(episodes: Sequence[Episode], against: Sequence[str]) -> list[Versus]:
         if keys.get(other, set()) & keys[arm]:
             both = log.paired(episodes, other, arm)
             test = statistics.paired_test([one.success for one, _ in both], [two.success for _, two in both])
-            found.append((arm, other, test, len(keys[other] ^ keys[arm])))
-    corrected = statistics.holm([test.p for _, _, test, _ in found])
+            found.append((arm, other, test))
+    corrected = statistics.holm([test.p for _, _, test in found])
     return [Versus(*item, p) for item, p in zip(found, corrected, strict=True)]
 
 
 def choice(episodes: Sequence[Episode], baseline: str) -> Choice | None:
     """The fixed tolerance of most successes in the tuning half; of equal ones the larger. None without a candidate.
 
-    The held-out half has no part in it, and is then looked at once.
+    The held-out half has no part in it.
     """
     tolerances = fixed_tolerances(episodes)
-    tuning = {arm: {e.key: e.success for e in episodes if e.arm == arm and not e.held_out} for arm in tolerances}
-    every = set[tuple[str, str, int]]().union(*tuning.values())
-    common = every.intersection(*tuning.values())
-    if not common:
+    group = shared([e for e in episodes if not e.held_out and e.arm in (baseline, *tolerances)], baseline)
+    tuning = {
+        arm: [e.success for e in group.episodes if e.arm == arm] for arm in tolerances if arm not in group.partial
+    }
+    tuning = {arm: found for arm, found in tuning.items() if found}
+    if not tuning:
         return None
-    successes = {arm: sum(found[key] for key in common) for arm, found in tuning.items()}
-    chosen = max(tolerances, key=lambda arm: (successes[arm], tolerances[arm]))
-    held_out = [e for e in episodes if e.held_out and e.arm in (baseline, chosen)]
+    chosen = max(tuning, key=lambda arm: (sum(tuning[arm]), tolerances[arm]))
+    held_out = shared([e for e in episodes if e.held_out and e.arm in (baseline, chosen)], baseline).episodes
     confirmed = next(iter(versus(held_out, [baseline])), None)
     pairs = log.paired(held_out, baseline, chosen) if confirmed else []
     return Choice(
         arm=chosen,
         tolerance=tolerances[chosen],
-        tuning={arm: statistics.wilson(count, len(common)) for arm, count in successes.items()},
-        episodes=len(common),
-        left_out=len(every) - len(common),
+        tuning={arm: statistics.wilson(sum(found), len(found)) for arm, found in tuning.items()},
+        group=group,
         confirmed=confirmed,
         success=tuple(statistics.wilson(sum(e.success for e in arm), len(arm)) for arm in zip(*pairs, strict=True)),
     )
@@ -192,21 +241,18 @@ def constants(episodes: Sequence[Episode]) -> tuple[dict[str, str], dict[str, di
     return alike, {arm: {name: said[name][arm] for name in rest if arm in said[name]} for arm in arms}
 
 
-def _grouped(episodes: Sequence[Episode], every: str, names: Sequence[str]) -> dict[str, list[Episode]]:
-    found: dict[str, list[Episode]] = {name: [] for name in sorted(set(names))}
-    for episode, name in zip(episodes, names, strict=True):
-        found[name].append(episode)
-    return {every: list(episodes), **found} if len(found) > 1 else found
-
-
 def _summary(episodes: Sequence[Episode]) -> Summary:
     count = len(episodes)
     found = {}
     if all(e.grasped is not None for e in episodes):
         found["grasp"] = statistics.wilson(sum(bool(e.grasped) for e in episodes), count)
     found["success"] = statistics.wilson(sum(e.success for e in episodes), count)
-    if count > 1:
-        found |= {figure: statistics.mean([e.mean(figure) for e in episodes]) for figure in FIGURES}
+    columns = {figure: [e.mean(figure) for e in episodes] for figure in FIGURES}
+    columns["change"] = [e.mean("entropy_refined") - e.mean("entropy_clean") for e in episodes]
+    columns["held"] = [e.holds / len(e.series["pruned"]) for e in episodes]
+    for figure, values in columns.items():
+        finite = [value for value in values if math.isfinite(value)]
+        found |= {figure: statistics.mean(finite)} if len(finite) > 1 else {}
     return Summary(count, found)
 
 
@@ -234,7 +280,7 @@ def _matters(name: str, setup: Mapping[str, Any]) -> bool:
 
 def _own(episode: Episode) -> dict[str, Any]:
     """The constants that make an episode part of one study."""
-    names = CHECKPOINT if _off(episode.setup) else _ALIKE
+    names = _ACTING if _off(episode.setup) else _ALIKE
     return {name: episode.setup[name] for name in names if name in episode.setup}
 
 

@@ -56,6 +56,7 @@ PANELS = (
             Curve("entropy_refined", "after pruning", PINK, compared=False),
         ),
     ),
+    Panel("change (nats)", 1.0, (Curve("change", "entropy after - before", SKY, compared=False),)),
     Panel(
         "score",
         1.0,
@@ -65,19 +66,19 @@ PANELS = (
 
 
 def write_sweep(episodes: Sequence[Episode], folder: Path, name: str = "sweep", baseline: str = "off") -> list[Path]:
-    """The paper's Figure 4, one PNG a benchmark: success, fire rate, entropy and score against tolerance, by task.
+    """The paper's Figure 4, one PNG a section: success, fire rate, entropy and score against tolerance, by task.
 
     Bands and bars are intervals at 95 %. The baseline stands at the left with a dashed line across, and the tolerance
     of least entropy at the right.
     Raises FigureError without matplotlib.
     """
     written = []
-    for benchmark, section in _benchmarks(episodes).items():
-        tasks, tolerances = comparison.groups(section), comparison.fixed_tolerances(section)
+    for title, section in comparison.sections(episodes).items():
+        tasks, tolerances = comparison.groups(section, baseline), comparison.fixed_tolerances(section)
         if not tolerances:
             continue
-        figure = _figure(max(1.0 + 2.6 * len(tasks), 5.0), 8.6)
-        figure.suptitle(benchmark)
+        figure = _figure(max(1.0 + 2.6 * len(tasks), 5.0), 10.0)
+        figure.suptitle(title)
         grid = figure.subplots(len(PANELS), len(tasks), sharex=True, sharey="row", squeeze=False)
         ticks = sorted(set(tolerances.values()))
         gap = ASIDE * max(ticks[-1] - ticks[0], 0.5)
@@ -85,7 +86,7 @@ def write_sweep(episodes: Sequence[Episode], folder: Path, name: str = "sweep", 
         aside |= {baseline: ticks[0] - gap} if baseline in comparison.setups(section) else {}
         drawn: set[str] = set()
         for column, (task, group) in enumerate(tasks.items()):
-            summaries = comparison.summaries(group)
+            summaries = comparison.summaries(group.episodes)
             drawn |= {name for summary in summaries.values() for name in summary.figures}
             grid[0, column].set_title(_wrapped(task), fontsize=9)
             grid[-1, column].set_xlabel("tolerance")
@@ -98,25 +99,26 @@ def write_sweep(episodes: Sequence[Episode], folder: Path, name: str = "sweep", 
         for axes, panel in zip(grid[:, 0], PANELS, strict=True):
             axes.set_ylabel(panel.label)
         _legend_of_sweep(figure, aside, drawn, baseline)
-        written.append(_saved(figure, folder, name, benchmark))
+        written.append(_saved(figure, folder, name, title))
     return written
 
 
 def write_ablation(
     episodes: Sequence[Episode], folder: Path, name: str = "ablation", baseline: str = "off"
 ) -> list[Path]:
-    """The paper's Table 4 as bars, one PNG a benchmark: success and grasp of each variant, by task, with intervals.
+    """The paper's Table 4 as bars, one PNG a section: success and grasp of each variant, by task, with intervals.
 
     Raises FigureError without matplotlib.
     """
     written = []
-    for benchmark, section in _benchmarks(episodes).items():
-        tasks = {task: comparison.summaries(group) for task, group in comparison.groups(section).items()}
+    for title, section in comparison.sections(episodes).items():
+        groups = comparison.groups(section, baseline)
+        tasks = {task: comparison.summaries(group.episodes) for task, group in groups.items()}
         arms = list(comparison.setups(section))
         grasp = all("grasp" in summary.figures for found in tasks.values() for summary in found.values())
         rows = ("success", "grasp") if grasp else ("success",)
         figure = _figure(max(2.0 + (0.4 + 0.22 * len(arms)) * len(tasks), 6.0), 1.2 + 2.6 * len(rows))
-        figure.suptitle(benchmark)
+        figure.suptitle(title)
         grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
         for axes, row in zip(grid, rows, strict=True):
             for place, arm in enumerate(arms):
@@ -126,7 +128,7 @@ def write_ablation(
             axes.set_axisbelow(True)
         grid[-1].set_xticks(range(len(tasks)), [_wrapped(task) for task in tasks], fontsize=8)
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(arms), 3))
-        written.append(_saved(figure, folder, name, benchmark))
+        written.append(_saved(figure, folder, name, title))
     return written
 
 
@@ -195,13 +197,6 @@ def _errors(estimates: Sequence[Estimate]) -> list[list[float]]:
     return [[max(0.0, e.value - e.low) for e in estimates], [max(0.0, e.high - e.value) for e in estimates]]
 
 
-def _benchmarks(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    found: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        found.setdefault(episode.benchmark, []).append(episode)
-    return dict(sorted(found.items()))
-
-
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
@@ -210,8 +205,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _saved(figure: Any, folder: Path, name: str, benchmark: str) -> Path:
-    words = re.sub(r"[^\w.=-]+", "_", benchmark)
+def _saved(figure: Any, folder: Path, name: str, title: str) -> Path:
+    words = re.sub(r"[^\w.=-]+", "_", title.partition(",")[0])
     path = folder / f"{name}_{words}.png"
     figure.savefig(path, dpi=DPI)
     return path

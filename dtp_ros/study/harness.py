@@ -48,7 +48,9 @@ def run(plan: Plan, arms: Sequence[Arm]) -> list[log.Episode]:
     with serve_background(server, host="127.0.0.1") as handle:
         for arm in arms:
             for entry in entries:
-                server.begin(arm.name, arm.parameters, benchmark=entry.name, evaluation=entry.identity)
+                server.begin(
+                    arm.name, arm.parameters, benchmark=entry.name, evaluation=entry.identity, suite=entry.suite
+                )
                 evaluation = _Evaluation(plan, arm, entry, server, handle.url)
                 if lacking := evaluation.run():
                     missing[evaluation.place] = lacking
@@ -155,14 +157,14 @@ class _Evaluation:
                     time.sleep(0.5)
 
     def _seed(self, items: Sequence[tuple[str, int]]) -> None:
-        """A new queue, in which what the log has is done."""
-        logged, names = self._logged(), list(dict.fromkeys(name for name, _ in items))
+        """A new queue, in which what the log has, or is not wanted, is done."""
+        left, names = self.entry.wanted - self._logged(), list(dict.fromkeys(name for name, _ in items))
         self._database.unlink(missing_ok=True)
         with closing(RecordingStore(self._database)) as store:
             evaluation = f"{self.identity}-" + re.sub(r"[^\w\-.]", "_", self.entry.name)  # as vla-eval names it
             store.seed_queue(evaluation, [names.index(name) for name, _ in items])
             for index, item in enumerate(items):
-                if item in logged:
+                if item not in left:
                     store.finish(evaluation, index)
 
     def _logged(self) -> set[tuple[str, int]]:
@@ -189,26 +191,32 @@ class _Evaluation:
                 database.commit()
 
     def _take_up(self) -> None:
-        """Go on with the queue that was left; episodes that broke off are to be done again."""
+        """Go on with the queue that was left; episodes that broke off, or that the log lacks, are to be done again."""
+        logged = self._logged()
         with self._connection() as database:
             if database is None:
                 return
             each = int(self.entry.config["benchmarks"][0].get("episodes_per_task", 1))
-            rows = database.execute("SELECT context, episode_id FROM episode_results WHERE status != 'error'")
-            ended = {json.loads(context)["task_idx"] * each + episode for context, episode in rows}
+            rows = database.execute("SELECT context, task_name, episode_id FROM episode_results")
+            ended = {
+                json.loads(context)["task_idx"] * each + episode
+                for context, task, episode in rows
+                if (task, episode) in logged
+            }
             items = [item for (item,) in database.execute("SELECT item FROM work_queue") if item not in ended]
             database.executemany("UPDATE work_queue SET done = 0 WHERE item = ?", [(item,) for item in items])
             database.commit()
         self._give_back()
 
     def _failed(self) -> int:
-        """Episodes that broke off: vla-eval counts them as done."""
+        """Episodes that vla-eval counts as done and the log lacks: those that broke off."""
+        logged = self._logged()
         if self.entry.items is not None:
-            return len(set(self.entry.items) - self._logged())
+            return len(self.entry.wanted - logged)
         with self._connection() as database:
             assert database is not None
-            ended = "SELECT DISTINCT task_name, episode_id FROM episode_results WHERE status != 'error'"
-            return self._queue()[0] - len(database.execute(ended).fetchall())
+            rows = database.execute("SELECT DISTINCT task_name, episode_id FROM episode_results")
+            return self._queue()[0] - len(logged.intersection(rows))
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection | None]:

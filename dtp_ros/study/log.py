@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,7 +33,9 @@ class Episode:
     arm: name of what is compared, e.g. `off` or `dtp 0.5`. benchmark, task, episode: which episode it was; the same
     three stand for the same start under every arm. grasped: whether the right object was ever held, or None where the
     benchmark does not say. steps: control steps. holds: steps of the policy that gave no action.
-    setup: model, checkpoint and the constants of the method. series: figures of each step of the policy (`SERIES`).
+    setup: model, checkpoint and the constants of the method. series: figures of each step of the policy (`SERIES`),
+    nan where the model's logits were not finite. suite: what several benchmarks are parts of, e.g. settings of one
+    table; if empty, the benchmark is one of its own.
     """
 
     arm: str
@@ -44,6 +48,7 @@ class Episode:
     holds: int
     setup: Mapping[str, Any]
     series: Mapping[str, tuple[float, ...]]
+    suite: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -52,19 +57,28 @@ class Episode:
 
     @property
     def held_out(self) -> bool:
-        """Whether it belongs to the half on which a choice is confirmed: the odd ones."""
-        return self.episode % 2 == 1
+        """Whether it belongs to the half on which a choice is confirmed."""
+        return held_out(*self.key)
 
     def mean(self, figure: str) -> float:
-        """Mean of a figure over the policy's steps."""
-        values = self.series[figure]
-        return sum(values) / len(values)
+        """Mean of a figure over the policy's steps in which it is finite; nan where it is in none."""
+        values = [value for value in self.series[figure] if math.isfinite(value)]
+        return sum(values) / len(values) if values else math.nan
+
+
+def held_out(benchmark: str, task: str, episode: int) -> bool:
+    """Whether an episode belongs to the half on which a choice is confirmed: one of every two neighbours, by lot.
+
+    Not the odd ones: SIMPLER turns the object with the parity of an episode's number, and halves would differ in it.
+    """
+    lot = hashlib.sha256(f"{benchmark}/{task}/{episode // 2}".encode()).digest()[0]
+    return (episode + lot) % 2 == 1
 
 
 def append(path: Path, episode: Episode) -> None:
     """Add a line in one piece, also where several processes write. Raises LogError where it is not whole."""
-    series = {name: [_rounded(v) for v in values] for name, values in episode.series.items()}
-    line = json.dumps(asdict(episode) | {"series": series}, separators=(",", ":")) + "\n"
+    series = {name: [_written(v) for v in values] for name, values in episode.series.items()}
+    line = json.dumps(asdict(episode) | {"series": series}, separators=(",", ":"), allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -139,16 +153,21 @@ def by_task(episodes: Iterable[Episode]) -> dict[tuple[str, str], list[Episode]]
     return groups
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _written(value: float) -> float | None:
+    """What is not finite is null: JSON has no other word for it."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _parsed(line: str) -> Episode:
     raw = json.loads(line)
     names = {field.name for field in fields(Episode)}
-    if not isinstance(raw, dict) or raw.keys() != names:
+    if not isinstance(raw, dict) or raw.keys() | {"suite"} != names:
         raise ValueError(f"its keys are not {', '.join(sorted(names))}")
-    series: dict[str, Sequence[float]] = raw["series"]
+    series: dict[str, Sequence[float | None]] = raw["series"]
     if set(series) != set(SERIES) or len({len(values) for values in series.values()}) != 1 or not series["pruned"]:
         raise ValueError(f"its series are not {', '.join(SERIES)}, of one length")
-    return Episode(**raw | {"series": {name: tuple(float(v) for v in series[name]) for name in SERIES}})
+    return Episode(**raw | {"series": {name: tuple(_read(v) for v in series[name]) for name in SERIES}})
+
+
+def _read(value: float | None) -> float:
+    return math.nan if value is None else float(value)

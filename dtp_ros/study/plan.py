@@ -14,10 +14,12 @@ from vla_eval.cli.config_loader import load_config
 from vla_eval.config import EvalConfig
 from vla_eval.registry import resolve_import_string
 
-from dtp_ros.errors import ConfigError, require_integer
+from dtp_ros.errors import ConfigError, require_choice, require_integer
+from dtp_ros.study import log
 from dtp_ros.study.server import DtpModelServer
 
 LOG = "episodes.jsonl"
+HALVES = ("both", "tuning", "held_out")
 ANSWER_TIMEOUT = 600.0  # s for one step of the policy: a large model on a CPU, or behind other shards
 _SERVER_KEYS = ("host", "port", "log", "arm")
 
@@ -27,7 +29,7 @@ class Plan:
     """A study: who acts, on what, how much of it, and where the results go. Raises ConfigError out of range.
 
     server, benchmark: configuration files of vla-eval. shards: processes that run episodes. episodes: a task, instead
-    of the file's; tasks, entries: only these (by `name` and `subname`); half: of the tabletop's episodes.
+    of the file's; tasks, entries: only these (by `name` and `subname`); half: see `log.held_out`.
     """
 
     server: Path
@@ -42,6 +44,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         require_integer("shards", self.shards, 1, 1024)
+        require_choice("half", self.half, HALVES)
         if self.episodes is not None:
             require_integer("episodes", self.episodes, 1, 10**6)
 
@@ -82,16 +85,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a benchmark's file. name: vla-eval's. config: a configuration with this entry alone.
+    """One entry of a benchmark's file. name: vla-eval's; suite: without `subname`. config: with this entry alone.
 
     identity: changes with what is run and by whom, other than the arm's constants and the choice of episodes. items:
-    task and number of every episode in the order of vla-eval's queue; None for a benchmark in a container.
+    task and number of every episode in the order of vla-eval's queue; None for a benchmark in a container. half: those
+    of them to run.
     """
 
     name: str
+    suite: str
     config: Mapping[str, Any]
     identity: str
     items: Sequence[tuple[str, int]] | None
+    half: str = "both"
+
+    @property
+    def wanted(self) -> set[tuple[str, int]]:
+        """Those of `items` that are to be run."""
+        chosen = {"both": (False, True), "tuning": (False,), "held_out": (True,)}[self.half]
+        return {item for item in self.items or () if log.held_out(self.name, *item) in chosen}
 
     @classmethod
     def of(cls, plan: Plan, config: Mapping[str, Any], raw: Mapping[str, Any]) -> Entry:
@@ -104,8 +116,6 @@ class Entry:
             entry["episodes_per_task"] = plan.episodes
         if plan.tasks:
             entry["tasks"] = list(plan.tasks)
-        if plan.half != "both":
-            params["half"] = plan.half
         try:
             eval_config = EvalConfig.from_dict(entry)
             kind = resolve_import_string(eval_config.benchmark)
@@ -121,11 +131,17 @@ class Entry:
         if unknown := sorted(params.keys() - known.keys()):
             raise ConfigError(f"{kind.__name__} has no {unknown[0]} (valid: {', '.join(list(known)[1:])})")
         in_container = plan.docker and bool(config.get("docker"))
+        if in_container and plan.half != "both":
+            raise ConfigError(
+                f"half = {plan.half!r}: the tasks of {plan.benchmark} are not known outside its container"
+            )
         return cls(
             name=eval_config.resolved_name(),
+            suite=str(eval_config.name or ""),
             config={**config, "benchmarks": [entry]},
             identity=hashlib.sha256(what.encode()).hexdigest()[:8],
             items=None if in_container else _items(kind(**params), eval_config),
+            half=plan.half,
         )
 
 
@@ -143,10 +159,9 @@ def loaded(path: Path) -> dict[str, Any]:
 
 
 def _items(benchmark: Any, entry: EvalConfig) -> list[tuple[str, int]]:
-    number = getattr(benchmark, "episode_number", int)
     tasks = [(str(task.get("name")), task.get("suite")) for task in benchmark.get_tasks()]
     valid = {name for names in tasks for name in names if name}
     if unknown := [name for name in entry.tasks or () if name not in valid]:
         raise ConfigError(f"no task is called {unknown[0]} (valid: {', '.join(sorted(valid))})")
     chosen = [name for name, suite in tasks if not entry.tasks or name in entry.tasks or suite in entry.tasks]
-    return [(name, number(index)) for name in chosen[: entry.max_tasks] for index in range(entry.episodes_per_task)]
+    return [(name, index) for name in chosen[: entry.max_tasks] for index in range(entry.episodes_per_task)]

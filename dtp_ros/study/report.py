@@ -7,34 +7,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtp_ros.study import comparison, figures, log, statistics
-from dtp_ros.study.comparison import Choice, Summary, Versus
+from dtp_ros.study.comparison import BASELINE, COVERAGE, Choice, Group, Summary, Versus
 from dtp_ros.study.log import Episode
 from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
 
 RANDOM = ("random_all", "random_unimportant")
 ABLATED = ("no_gaussian", *RANDOM)
-BASELINE = "off"
 _COLUMNS = {
     "fire_rate": "fire rate",
     "pruned": "pruned tokens",
     "entropy_clean": "entropy clean (nats)",
     "entropy_refined": "entropy refined (nats)",
+    "change": "refined - clean (nats)",
     "score_clean": "score clean",
     "score_refined": "score refined",
+    "held": "steps without an action",
 }
+_RATES = ("fire_rate", "held")
 _NOTES = """## How to read this
 
 * Every arm begins the same episodes in the same way, so that arms are compared episode by episode: `gained` are those \
-that only this arm solved, `lost` those that only the other one solved.
+that only this arm solved, `lost` those that only the other one solved. All rows of a table are over the same episodes.
 * In brackets are intervals at 95 %: Wilson's for rates, Bonett and Price's (2012) for differences of rates (in \
 percentage points), bootstraps over episodes (BCa, 9999 samples, fixed seed) for means. They hold for these tasks: \
 episodes are a sample, tasks are not.
-* `p` is of the exact McNemar test, two-sided; `p (Holm)` is corrected for all the tests of its table. The interval \
-and the exact test may differ at the border, where the test is the stricter one.
+* `p` is of the exact McNemar test, two-sided; `p (Holm)` is corrected for all the tests of its table, not for the \
+number of tables: they are to explore with. The test that confirms is the one on the held-out half. The interval and \
+the exact test may differ at the border, where the test is the stricter one.
 * The fire rate is the share of action tokens for which anything was pruned, in the mean over steps and episodes; \
 pruned tokens are the largest number of image tokens that were cut for one action token of a step. Entropy (Eq. 6) and \
 score (Eq. 7: 1 is certain, 0 knows nothing) are means over an episode's tokens, before and after pruning. Where runs \
-part, arms see different images: clean figures differ between arms too."""
+part, arms see different images: clean figures differ between arms too, and only `refined - clean` says what pruning \
+did at the same steps.
+* The random variants draw anew for each episode, step and token, from a fixed seed."""
 
 
 def write_reports(episodes: Sequence[Episode], folder: Path, baseline: str = BASELINE) -> list[Path]:
@@ -93,11 +98,14 @@ def ablations(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 def sweep_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
     """Success against tolerance (the paper's Figure 4), and the choice of one (Eq. 9), in Markdown."""
     parts = ["# Success against tolerance", *_what_was_run(episodes)]
-    parts += _chosen(comparison.choice(episodes, baseline), baseline, episodes)
+    suites = comparison.suites(episodes)
+    for suite, members in suites.items():
+        of = f", {suite}" if len(suites) > 1 else ""
+        parts += _chosen(f"## The choice of the tolerance{of}", comparison.choice(members, baseline), baseline, members)
     for title, section in comparison.sections(episodes).items():
         parts.append(f"## {title}")
-        for name, group in comparison.groups(section).items():
-            parts += [f"### {name}", *_compared(group, baseline), _figures(comparison.summaries(group))]
+        for name, group in comparison.groups(section, baseline).items():
+            parts += [f"### {name}", *_compared(group, baseline), _figures(comparison.summaries(group.episodes))]
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
@@ -107,9 +115,9 @@ def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> st
     against = [baseline, *([method] if method else [])]
     parts = ["# What is pruned: the variants", *_what_was_run(episodes)]
     for title, section in comparison.sections(episodes).items():
-        parts += [f"## {title}", _by_task(section), *_counts(section, method)]
-        for name, group in comparison.groups(section).items():
-            parts += [f"### {name}", *_tested(group, against), _figures(comparison.summaries(group))]
+        parts += [f"## {title}", _by_task(section, baseline), *_counts(section, method)]
+        for name, group in comparison.groups(section, baseline).items():
+            parts += [f"### {name}", *_tested(group, against), _figures(comparison.summaries(group.episodes))]
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
@@ -129,17 +137,18 @@ def _what_was_run(episodes: Sequence[Episode]) -> list[str]:
     ]
 
 
-def _chosen(choice: Choice | None, baseline: str, episodes: Sequence[Episode]) -> list[str]:
-    title = "## The choice of the tolerance"
+def _chosen(title: str, choice: Choice | None, baseline: str, episodes: Sequence[Episode]) -> list[str]:
     if choice is None:
-        return [title, "No tolerance is chosen: no episode of the tuning half was run under every fixed tolerance."]
-    left_out = f" ({choice.left_out} more, which not every arm has, are left out)" if choice.left_out else ""
+        return [title, "No tolerance is chosen: no episode of the tuning half was run under a fixed tolerance."]
+    count = len({episode.key for episode in choice.group.episodes})
     rows = [[f"`{arm}`", percent(success)] for arm, success in choice.tuning.items()]
     return [
         title,
-        f"Chosen by success on the tuning half, {choice.episodes} episodes of even number{left_out}; of equal "
-        "tolerances the larger. The episodes of odd number have no part in it, and are used for one test.",
+        f"Chosen by success on the tuning half, {count} episodes (of every two neighbours one, by lot); of equal "
+        "tolerances the larger. The other half has no part in the choice, and this test of it is the one that "
+        "confirms; the tables below are over both halves.",
         table(["arm", "success on the tuning half"], rows),
+        *_left_out(choice.group),
         f"**Tolerance {choice.tolerance:g}** (`{choice.arm}`). {_confirmed(choice, baseline)}",
         *_held_out(choice, baseline, episodes),
     ]
@@ -159,7 +168,7 @@ def _confirmed(choice: Choice, baseline: str) -> str:
 
 
 def _held_out(choice: Choice, baseline: str, episodes: Sequence[Episode]) -> list[str]:
-    """What was left out of the test, and its difference for each of several benchmarks, where no more is tested."""
+    """The difference for each of several benchmarks, where no more is tested."""
     if choice.confirmed is None:
         return []
     held_out = [e for e in episodes if e.held_out and e.arm in (baseline, choice.arm)]
@@ -169,12 +178,12 @@ def _held_out(choice: Choice, baseline: str, episodes: Sequence[Episode]) -> lis
         for found in comparison.versus(section, [baseline])
     ]
     header = ["held-out half", "pairs", "difference, points", "gained / lost"]
-    return [*_left_out([choice.confirmed]), *([table(header, rows)] if len(rows) > 1 else [])]
+    return [table(header, rows)] if len(rows) > 1 else []
 
 
-def _compared(episodes: Sequence[Episode], baseline: str) -> list[str]:
+def _compared(group: Group, baseline: str) -> list[str]:
     """A row an arm: its success, and the test against the baseline."""
-    summaries, tests = comparison.summaries(episodes), comparison.versus(episodes, [baseline])
+    summaries, tests = comparison.summaries(group.episodes), comparison.versus(group.episodes, [baseline])
     by_arm = {test.arm: test for test in tests}
     grasp = all("grasp" in summary.figures for summary in summaries.values())
     rows = []
@@ -183,18 +192,17 @@ def _compared(episodes: Sequence[Episode], baseline: str) -> list[str]:
         rows.append([*row, percent(summary.figures["success"]), *_test(by_arm.get(arm))])
     first = ["arm", "episodes", "grasp", "success"] if grasp else ["arm", "episodes", "success"]
     header = [*first, *_tests(f"difference to `{baseline}`, points")]
-    alone = [f"`{arm}`" for arm in summaries if arm not in (baseline, *by_arm)]
-    note = f"Not compared, as no episode is shared with `{baseline}`: {', '.join(alone)}."
-    return [table(header, rows), *_left_out(tests), *([note] if alone else [])]
+    return [table(header, rows), *_left_out(group)]
 
 
-def _tested(episodes: Sequence[Episode], against: Sequence[str]) -> list[str]:
+def _tested(group: Group, against: Sequence[str]) -> list[str]:
     """A row a test, all of one family."""
-    tests = comparison.versus(episodes, against)
+    tests = comparison.versus(group.episodes, against)
     if not tests:
-        return [f"Nothing is compared: no episode is shared with {' or '.join(f'`{arm}`' for arm in against)}."]
+        said = f"Nothing is compared: no episode is shared with {' or '.join(f'`{arm}`' for arm in against)}."
+        return [said, *_left_out(group)]
     rows = [[f"`{test.arm}`", f"`{test.against}`", *_test(test)] for test in tests]
-    return [table(["arm", "against", *_tests("difference, points")], rows), *_left_out(tests)]
+    return [table(["arm", "against", *_tests("difference, points")], rows), *_left_out(group)]
 
 
 def _tests(difference: str) -> list[str]:
@@ -209,9 +217,15 @@ def _test(versus: Versus | None) -> list[str]:
     return [str(test.pairs), points(test.difference), changed, p_value(test.p), p_value(versus.corrected)]
 
 
-def _left_out(tests: Sequence[Versus]) -> list[str]:
-    said = [f"{test.left_out} of `{test.arm}` and `{test.against}`" for test in tests if test.left_out]
-    return [f"Episodes left out of a comparison, as only one of its arms has them: {', '.join(said)}."] if said else []
+def _left_out(group: Group) -> list[str]:
+    """What a table does not show, in words."""
+    said = []
+    if group.left_out:
+        said.append(f"Left out: {group.left_out} episodes that not all of these arms have.")
+    if group.partial:
+        few = ", ".join(f"`{arm}` ({count} of {group.whole})" for arm, count in sorted(group.partial.items()))
+        said.append(f"Not compared, with less than {COVERAGE:.0%} of the episodes: {few}.")
+    return said
 
 
 def _figures(summaries: Mapping[str, Summary]) -> str:
@@ -219,20 +233,21 @@ def _figures(summaries: Mapping[str, Summary]) -> str:
     rows = []
     for arm, summary in summaries.items():
         cells = {name: summary.figures.get(name) for name in _COLUMNS}
-        shown = [percent(cell) if name == "fire_rate" else number(cell) for name, cell in cells.items()]
+        shown = [percent(cell) if name in _RATES else number(cell) for name, cell in cells.items()]
         rows.append([f"`{arm}`", *shown])
     return table(["arm", *_COLUMNS.values()], rows)
 
 
-def _by_task(episodes: Sequence[Episode]) -> str:
+def _by_task(episodes: Sequence[Episode], baseline: str) -> str:
     """The paper's Table 4: grasp and success of each arm, for each task."""
     columns: list[str] = []
     rows: dict[str, list[str]] = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
-    for task, group in comparison.groups(episodes).items():
-        summaries = comparison.summaries(group)
+    for task, group in comparison.groups(episodes, baseline).items():
+        summaries = comparison.summaries(group.episodes)
         said = all("grasp" in summary.figures for summary in summaries.values())
+        count = max((summary.episodes for summary in summaries.values()), default=0)
         for figure in ("grasp", "success") if said else ("success",):
-            columns.append(f"{task}: {figure}")
+            columns.append(f"{task} ({count}): {figure}")
             for arm, row in rows.items():
                 row.append(percent(summaries[arm].figures[figure]) if arm in summaries else MISSING)
     return table(["arm", *columns], list(rows.values()))
@@ -243,6 +258,8 @@ def _counts(episodes: Sequence[Episode], method: str | None) -> list[str]:
     if method is None:
         return ["DTP itself was not run at this tolerance: nothing is compared with it."]
     setups, summaries, rows = comparison.setups(episodes), comparison.summaries(episodes), []
+    # With a mask for each token prefixes part within a step, and of a step the log has its largest mask only.
+    counted = all(e.setup.get("mask_schedule") == "per_step" for e in episodes if e.arm == method)
     shared = [arm for arm, setup in setups.items() if setup.get("variant") != "off" and _share(episodes, method, arm)]
     for arm in shared:
         pairs = log.paired(episodes, method, arm)
@@ -250,16 +267,17 @@ def _counts(episodes: Sequence[Episode], method: str | None) -> list[str]:
         if arm != method and len(pairs) > 1:
             means = zip(*[(one.mean("pruned"), two.mean("pruned")) for one, two in pairs], strict=True)
             difference = number(statistics.mean_difference(*means))
-        if setups[arm].get("variant") in RANDOM:
+        if counted and setups[arm].get("variant") in RANDOM:
             equal = sum(one.series["pruned"][0] == two.series["pruned"][0] for one, two in pairs)
             same = percent(statistics.wilson(equal, len(pairs)))
-        rows.append([f"`{arm}`", number(summaries[arm].figures.get("pruned")), difference, same])
-    header = ["arm", "pruned tokens", f"difference to `{method}`", f"as many as `{method}` at the first step"]
+        row = [f"`{arm}`", str(len(pairs)), number(summaries[arm].figures.get("pruned")), difference]
+        rows.append([*row, same] if counted else row)
+    header = ["arm", "pairs", "pruned tokens", f"difference to `{method}`"]
+    first = "; at the first step, which all arms share, counts must be the same" if counted else ""
     return [
         "The random variants draw as many image tokens as DTP would prune for the same action token in the same "
-        "situation. Episodes part once an action differs, so that means may differ; at the first step, which all arms "
-        "share, counts must be the same (with a mask for each token: those of its first token).",
-        table(header, rows),
+        f"situation. Episodes part once an action differs, so that means may differ{first}.",
+        table([*header, f"as many as `{method}` at the first step"] if counted else header, rows),
     ]
 
 

@@ -72,6 +72,7 @@ class _Running:
     benchmark: str
     task: Mapping[str, Any]
     setup: Mapping[str, Any]
+    suite: str
     traces: list[StepTrace] = field(default_factory=list)
     holds: int = 0
     gripper: float = 1.0  # of the last action: a hold keeps it
@@ -130,12 +131,18 @@ class DtpModelServer(PredictModelServer):
         self.begin(arm)
 
     def begin(
-        self, arm: str, parameters: Mapping[str, Any] | None = None, benchmark: str = "", evaluation: str = ""
+        self,
+        arm: str,
+        parameters: Mapping[str, Any] | None = None,
+        benchmark: str = "",
+        evaluation: str = "",
+        suite: str = "",
     ) -> None:
         """From now on, act with these constants, and log under these names. Raises ConfigError, changing nothing.
 
         parameters: replace those of the constructor, one by one. benchmark: what the episodes to come belong to; if
         empty, vla-eval's name of the evaluation. evaluation: what else tells them from others of the same name.
+        suite: what the benchmark is a part of.
         """
         frequency = self._robot.control_frequency
         chosen = {**self._parameters, **(parameters or {})}
@@ -144,7 +151,7 @@ class DtpModelServer(PredictModelServer):
         constants.pruning.require_fits(self._adapter.num_layers, rows * cols)
         require_integer("execute_horizon", constants.execute_horizon, 1, self._adapter.horizon)
         self._constants, self.chunk_size = constants, constants.execute_horizon
-        self._arm, self._benchmark, self._evaluation = arm, benchmark, evaluation
+        self._arm, self._benchmark, self._evaluation, self._suite = arm, benchmark, evaluation, suite
 
     @property
     def running(self) -> int:
@@ -160,7 +167,9 @@ class DtpModelServer(PredictModelServer):
         benchmark, task = self._benchmark or _EVALUATION.sub("", ctx.eval_id), config.get("task", {})
         constants = self._constants.of_episode(benchmark, *_which(task))
         # By episode: after a lost connection two of one shard's may be known for a while.
-        self._running[ctx.episode_id] = _Running(policy, constants, self._arm, benchmark, task, self.setup())
+        self._running[ctx.episode_id] = _Running(
+            policy, constants, self._arm, benchmark, task, self.setup(), self._suite
+        )
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         """Act: `actions` float64 [H, 7] as the benchmark takes them, or one that holds, [7], with `hold`: True."""
@@ -205,6 +214,7 @@ class DtpModelServer(PredictModelServer):
             holds=episode.holds,
             setup=episode.setup,
             series=series(episode.traces),
+            suite=episode.suite,
         )
         log.append(path, line)
 
@@ -246,7 +256,7 @@ class DtpModelServer(PredictModelServer):
 
 def _which(task: Mapping[str, Any]) -> tuple[str, int]:
     """Name and number of the episode that vla-eval describes."""
-    return str(task.get("name", "")), int(task.get("episode", task.get("episode_idx", 0)))
+    return str(task.get("name", "")), int(task.get("episode_idx", 0))
 
 
 def _shipped(options: Mapping[str, Any]) -> dict[str, Any]:

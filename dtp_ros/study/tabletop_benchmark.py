@@ -20,7 +20,6 @@ from dtp_ros.study.lockstep import LockStep
 from dtp_ros.widowx.semantics import bridge_state
 
 SETTLED = 5  # control periods that a success must last, as in tools/success_table.py
-HALVES = {"both": (0, 1), "tuning": (0, 2), "held_out": (1, 2)}  # first episode, and every how many
 MAX_STEPS = max(task.steps for task in TASKS.values())
 
 
@@ -43,13 +42,9 @@ class TabletopBenchmark(StepBenchmark):
     render_backends = frozenset({"gpu", "cpu"})
     endless = True  # every number has an episode of its own
 
-    def __init__(self, setting: str = "plain", distractors: int = 0, seed: int = 0, half: str = "both") -> None:
-        """setting: plain | clutter | lookalike | unseen. half: only the `tuning` (even) or `held_out` (odd) episodes.
-
-        Raises ConfigError.
-        """
+    def __init__(self, setting: str = "plain", distractors: int = 0, seed: int = 0) -> None:
+        """setting: plain | clutter | lookalike | unseen. Raises ConfigError."""
         super().__init__()
-        self._first, self._every = HALVES[require_choice("half", half, tuple(HALVES))]
         self._about: dict[str, Any] = {
             "setting": require_choice("setting", setting, SETTINGS),
             "distractors": distractors,
@@ -67,10 +62,6 @@ class TabletopBenchmark(StepBenchmark):
         """The tasks, by name."""
         return [{"name": name, "suite": self._about["setting"]} for name in TASKS]
 
-    def episode_number(self, index: int) -> int:
-        """Number of the episode that vla-eval counts as `index`."""
-        return self._first + self._every * index
-
     def get_metadata(self) -> dict[str, Any]:
         """The longest task's steps; each ends by itself."""
         return {"max_steps": MAX_STEPS, **self._about}
@@ -80,10 +71,9 @@ class TabletopBenchmark(StepBenchmark):
         return {"success": "mean", "grasped": "mean"}
 
     def reset(self, task: dict[str, Any]) -> NDArray[np.uint8]:
-        """Begin the episode that `episode_idx` counts; its number goes to the model server as `episode`."""
+        """Begin the episode that `episode_idx` counts."""
         self.cleanup()
-        task["episode"] = self.episode_number(int(task.get("episode_idx", 0)))
-        self._episode = LockStep(study_layout(task["name"], task["episode"], **self._about))
+        self._episode = LockStep(study_layout(task["name"], int(task.get("episode_idx", 0)), **self._about))
         self._grasped, self._lasted = False, 0
         return self._table.render()
 

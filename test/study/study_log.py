@@ -20,6 +20,7 @@ SETUP = {
     "seed": 0,
     "relevance_layers": [1, 2],
     "mask_scope": "all",
+    "mask_schedule": "per_step",
     "execute_horizon": 1,
 }
 ABLATION = ("off", "dtp 0.5", "no_gaussian 0.5", "random_all 0.5", "random_unimportant 0.5")

@@ -1,6 +1,7 @@
 """Unimportant attention of failures and successes: counted by hand, and where a difference must vanish."""
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -24,9 +25,9 @@ LEVELS = st.integers(0, 6).map(float)  # few, so that ties are common
 GROUP = st.lists(LEVELS, min_size=2, max_size=8)
 
 
-def episode(series, success, number=0, task="carrot", *, arm="off", benchmark="table", model="tabletop"):
+def episode(series, success, number=0, task="carrot", *, arm="off", benchmark="table", model="tabletop", **own):
     figures = {name: tuple(0.0 for _ in series) for name in log.SERIES} | {FIGURE: tuple(float(v) for v in series)}
-    setup = {"model": model, "checkpoint": "shipped"}
+    setup = {"model": model, "checkpoint": "shipped", **own}
     return log.Episode(arm, benchmark, task, number, success, None, len(series), 0, setup, figures)
 
 
@@ -125,10 +126,9 @@ def test_what_comes_of_length_alone_vanishes_over_common_steps():
     assert [phase.superiority.value for phase in found.phases][1:] == [1.0, 1.0]
     assert [phase.superiority.value for phase in found.common_phases] == pytest.approx([0.5] * 3)
     text = section(found)
-    assert "**Whole episodes.** Failures have more unimportant attention in 1 of 1 tasks" in text
-    assert (
-        "**Common steps.** Failures have more unimportant attention in 0 of 1 tasks, less in 0; no difference" in text
-    )
+    of_one = "Of 1 comparisons, each within a task of a benchmark, failures have more unimportant attention in"
+    assert f"**Whole episodes.** {of_one} 1 and less in 0; no difference is shown in 0." in text
+    assert f"**Common steps.** {of_one} 0 and less in 0; no difference is shown in 1." in text
 
 
 def test_what_comes_of_tasks_alone_vanishes_within_tasks():
@@ -306,6 +306,23 @@ def test_groups_need_no_log():
 def test_what_is_written(tmp_path):
     few = episodes([[0.5], [0.6]], [[0.4], [0.7]], arm="dtp 0.5")
     text, picture = write_attention(few, "dtp 0.5", tmp_path / "new")
-    assert (text.name, picture.name) == ("attention.md", "attention_table.png")
+    assert (text.name, picture.name) == ("attention_dtp_0.5.md", "attention_dtp_0.5_table.png")
     assert "arm `dtp 0.5`" in text.read_text()
-    assert text.read_text().endswith("](attention_table.png)\n")
+    assert text.read_text().endswith("](attention_dtp_0.5_table.png)\n")
+    own = write_attention(episodes([[0.5], [0.6]], [[0.4], [0.7]]), "off", tmp_path / "new")
+    assert [path.name for path in own] == ["attention.md", "attention_table.png"]
+
+
+def test_steps_without_a_figure_are_left_out():
+    nan = math.nan
+    found = analyse(episodes([[0.5, nan], [0.6, nan, 0.8], [nan, nan]], [[nan, 0.4], [0.6]]))
+    assert [list(series) for series in found.tasks[0].failures] == [[0.5], [0.6, 0.8]]
+    assert [list(series) for series in found.tasks[0].successes] == [[0.4], [0.6]]
+
+
+def test_two_regions_are_not_one_figure():
+    some, other = (episodes([[0.5], [0.6]], [[0.4], [0.7]], top_k=k, tolerance=k) for k in (27, 10))
+    assert analyse(some).region == ("top_k = 27",)
+    assert "The important region: top_k = 27." in section(analyse(some))
+    with pytest.raises(AttentionError, match=r"episodes of top_k = 10 and top_k = 27: analyse them apart"):
+        analyse([*some, *other])

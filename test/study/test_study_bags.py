@@ -1,6 +1,7 @@
 """Recordings that hold what the policy node really publishes come out as the episodes that went in."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -329,7 +330,7 @@ def changed(key, value):
         ("step", "0.5", "step = 0.5 does not count"),
         ("step", "true", "step = 'true' is no finite number"),
         ("entropy_clean", "wide", "entropy_clean = 'wide' is no JSON"),
-        ("unimportant_attention", "NaN", "unimportant_attention = 'NaN' is no finite number"),
+        ("unimportant_attention", '"much"', "unimportant_attention = '\"much\"' is no number"),
         ("score_refined", None, "no key score_refined"),
         ("actions", "[[0.1", "actions = "),
         ("hold_reason", None, "no key hold_reason"),
@@ -342,6 +343,13 @@ def test_a_value_that_is_wrong_is_named_with_its_recording(tmp_path, key, value,
     path = changed(key, value).write(tmp_path / "run")
     with pytest.raises(BagError, match=f"run, {TRACE}: .*{message}"):
         bags.read_bags([path])
+
+
+def test_a_step_whose_logits_were_not_finite_has_no_figure_and_counts(tmp_path):
+    found = bags.read_bags([changed("unimportant_attention", "NaN").write(tmp_path / "run")])
+    (one,) = found.episodes
+    assert math.isnan(one.series["unimportant_attention"][0])
+    assert one.steps == 1
 
 
 def test_bytes_that_are_no_message(tmp_path):

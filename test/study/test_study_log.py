@@ -2,9 +2,11 @@
 
 import json
 import lzma
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,39 @@ def test_episodes_that_began_otherwise_are_no_pairs(tmp_path):
         log.append(path, replace(EPISODE, arm=arm, setup={"evaluation": evaluation}))
     with pytest.raises(log.LogError, match=r"line 2: bench was run in another way"):
         log.read([path])
+
+
+def test_figures_that_are_not_finite_are_null_and_left_out_of_means(tmp_path):
+    path = tmp_path / "log.jsonl"
+    series = {**EPISODE.series, "entropy_clean": (math.nan, 0.5), "score_clean": (math.inf, -math.inf)}
+    log.append(path, replace(EPISODE, series=series))
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    (read,) = log.read([path])
+    assert read.mean("entropy_clean") == 0.5
+    assert math.isnan(read.mean("score_clean"))
+    assert read.series["unimportant_attention"] == (0.25, 0.5)
+
+
+def test_a_log_without_suites_is_read(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log.append(path, replace(EPISODE, suite="table"))
+    assert log.read([path])[0].suite == "table"
+    line = json.loads(path.read_text())
+    del line["suite"]
+    path.write_text(json.dumps(line) + "\n")
+    assert log.read([path]) == [EPISODE]
+
+
+@pytest.mark.parametrize("task", ["spoon", "carrot", "put x in y"])
+def test_halves_have_one_of_every_two_neighbours_and_no_parity(task):
+    held = [log.held_out("bench", task, number) for number in range(400)]
+    assert all(one != other for one, other in zip(held[::2], held[1::2], strict=True))
+    for period in (2, 3, 6):  # SIMPLER's starts repeat so
+        for place in range(period):
+            assert 0.3 < np.mean(held[place::period]) < 0.7
+    others = [log.held_out("other", task, number) for number in range(400)]
+    assert held != others
+    assert [log.held_out(f"entry {n}", task, 0) for n in range(99)].count(True) in range(30, 70)
 
 
 def test_a_packed_log_is_read_too(tmp_path):
@@ -120,7 +155,14 @@ def test_only_episodes_of_both_arms_are_paired():
 
 
 ENDINGS = st.dictionaries(
-    st.tuples(st.sampled_from("ab"), st.sampled_from("cd"), st.sampled_from(["off", "dtp 1"]), st.integers(0, 9)),
+    st.tuples(
+        st.sampled_from(["nora", "tabletop"]),
+        st.sampled_from(["", "shipped"]),
+        st.sampled_from("ab"),
+        st.sampled_from("cd"),
+        st.sampled_from(["off", "dtp 1"]),
+        st.integers(0, 9),
+    ),
     st.tuples(st.booleans(), st.sampled_from([None, True, False]), st.integers(1, 99)),
     min_size=1,
 )
@@ -129,8 +171,18 @@ ENDINGS = st.dictionaries(
 @given(ENDINGS)
 def test_published_outcomes_are_those_of_the_log(tmp_path_factory, ends):
     episodes = [
-        replace(EPISODE, benchmark=b, task=t, arm=arm, episode=n, success=success, grasped=grasped, steps=steps)
-        for (b, t, arm, n), (success, grasped, steps) in ends.items()
+        replace(
+            EPISODE,
+            setup={"model": model, "checkpoint": checkpoint},
+            benchmark=b,
+            task=t,
+            arm=arm,
+            episode=n,
+            success=success,
+            grasped=grasped,
+            steps=steps,
+        )
+        for (model, checkpoint, b, t, arm, n), (success, grasped, steps) in ends.items()
     ]
     path = tmp_path_factory.mktemp("outcomes") / "outcomes.json"
     outcomes.write(path, episodes)
@@ -163,6 +215,9 @@ def test_the_published_outcomes_are_those_of_the_published_log():
     episodes = log.read(sorted(evidence.glob("*.jsonl.xz")))
     assert outcomes.read(evidence / "outcomes.json") == outcomes.endings(episodes)
     text = evidence.with_suffix(".md").read_text()
-    for arm in log.arms(episodes):
-        ends = [e.success for e in episodes if e.arm == arm]
-        assert f"| `{arm}` | {sum(ends)}/{len(ends)}: " in text
+    for benchmark in sorted({episode.benchmark for episode in episodes}):
+        section = text.split(f"### {benchmark.removeprefix('tabletop_')}\n")[1].split("\n#")[0]
+        members = [e for e in episodes if e.benchmark == benchmark]
+        for arm in log.arms(members):
+            ends = [e.success for e in members if e.arm == arm]
+            assert f"| `{arm}` | {sum(ends)}/{len(ends)}: " in section

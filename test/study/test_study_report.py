@@ -1,5 +1,6 @@
 """dtp_ros/study/report.py on made-up logs in which it is known who solves what."""
 
+import math
 import re
 from dataclasses import replace
 from math import comb
@@ -46,6 +47,14 @@ def row_of(text, heading, arm, column):
 def exact(gained, lost):
     changed = gained + lost
     return min(1.0, 2 * sum(comb(changed, i) for i in range(min(gained, lost) + 1)) / 2**changed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def odd_ones_are_held_out():
+    """In place of the lot, so that it can be seen who is in which half."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "held_out", lambda benchmark, task, episode: episode % 2 == 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +109,8 @@ def test_the_tolerance_is_chosen_on_the_tuning_half_alone(sweep, swept):
     chosen = comparison.choice(sweep, "off")
     turned = [replace(e, success=not e.success) if e.held_out else e for e in sweep]
     other = comparison.choice(turned, "off")
-    assert (chosen.arm, chosen.tuning, chosen.episodes) == (other.arm, other.tuning, other.episodes)
-    assert (chosen.arm, chosen.episodes) == ("dtp 1", 10)
+    assert (chosen.arm, chosen.tuning, chosen.group) == (other.arm, other.tuning, other.group)
+    assert (chosen.arm, {e.key[2] for e in chosen.group.episodes}) == ("dtp 1", set(range(0, 20, 2)))
     without = [replace(e, success=False) if e.held_out else e for e in sweep]
     assert comparison.choice(without, "off").arm == "dtp 1"
 
@@ -136,21 +145,63 @@ def test_without_a_held_out_half_nothing_is_confirmed(sweep):
 
 def test_without_a_baseline_rates_are_printed_and_nothing_is_compared(sweep):
     text = report.sweep_report([e for e in sweep if e.arm != "off"])
-    assert "Not compared, as no episode is shared with `off`: `dtp 0.25`, `dtp 0.5`, `dtp 1`, `min_entropy`." in text
+    assert "Not compared" not in text.split("## bench")[1]
     assert row_of(text, "stack", "dtp 0.5", "p")["p"] == "-"
 
 
-def test_only_episodes_that_both_arms_have_are_compared(sweep):
-    short = [e for e in sweep if e.arm != "dtp 0.5" or e.episode not in (0, 6, 8)]  # 6 and 8 were gained
+def test_all_rows_of_a_table_are_over_the_same_episodes(sweep):
+    """`dtp 0.5` lacks two of twenty, of which it gained 6: they are nobody's. With three less it is left out."""
+    short = [e for e in sweep if e.arm != "dtp 0.5" or e.episode not in (0, 6)]
     text = report.sweep_report(short)
-    row = row_of(text, "stack", "dtp 0.5", "pairs")
-    assert (row["episodes"], row["pairs"], row["gained / lost"]) == ("17", "17", "4 / 0")
-    assert "as only one of its arms has them: 3 of `dtp 0.5` and `off`." in text
-    without = report.sweep_report([e for e in short if e.arm != "off" or e.episode not in (0, 19)])
-    assert "1 of `dtp 0.25` and `off`" not in without
-    assert "2 of `dtp 0.25` and `off`, 3 of `dtp 0.5` and `off`" in without  # both lack 0; 6, 8 and 19 one of them
-    # Three of the ten tuning episodes are missing from one candidate, so from all.
-    assert "tuning half, 7 episodes of even number (3 more, which not every arm has, are left out)" in text
+    for arm in SWEEP:
+        assert row_of(text, "stack", arm, "success")["episodes"] == "18"
+    assert row_of(text, "stack", "dtp 0.5", "pairs")["gained / lost"] == "5 / 0"
+    assert row_of(text, "stack", "dtp 1", "pairs")["gained / lost"] == "4 / 1"  # it had gained 6 too
+    assert "Left out: 2 episodes that not all of these arms have." in text.split("### stack")[1]
+    few = report.sweep_report([e for e in short if e.arm != "dtp 0.5" or e.episode != 19])
+    assert row_of(few, "stack", "dtp 1", "pairs")["pairs"] == "20"
+    assert "with less than 90% of the episodes: `dtp 0.5` (17 of 20)." in few
+    assert "`dtp 0.5` |" not in few.split("### stack")[1]
+
+
+def test_a_tolerance_that_was_hardly_run_is_not_chosen(sweep):
+    stray = [*sweep, episode("dtp 2", 6, True, setup=setup_of("dtp 2"))]
+    assert comparison.choice(stray, "off") == replace(
+        comparison.choice(sweep, "off"), group=replace(comparison.choice(sweep, "off").group, partial={"dtp 2": 1})
+    )
+    assert "`dtp 2` (1 of 10)" in report.sweep_report(stray)
+    # Eight of ten tuning episodes: it would be dtp 0.5's turn where dtp 1 has too few.
+    gone = [e for e in sweep if e.arm != "dtp 1" or e.episode not in (0, 2)]
+    assert comparison.choice(gone, "off").arm == "dtp 0.5"
+
+
+def test_pooled_tasks_are_those_that_every_arm_has(sweep):
+    other = made({"off": lambda n: True}, task="lift")
+    text = report.sweep_report([*sweep, *other])
+    assert [row["arm"] for title, rows in tables(text) if title == "All tasks" for row in rows] == ["`off`", "`off`"]
+    assert "`dtp 1` (20 of 40)" in text
+    assert row_of(text, "stack", "dtp 1", "pairs")["pairs"] == "20"
+
+
+def test_what_pruning_did_at_the_same_steps_has_an_interval_of_its_own(swept):
+    row = row_of(swept, "stack", "dtp 1", "refined - clean (nats)")
+    change = [-0.1 * (1 + n % 3) for n in range(20)]
+    assert row["refined - clean (nats)"].startswith(f"{sum(change) / 20:.3f} (")
+    assert row_of(swept, "stack", "off", "refined - clean (nats)")["refined - clean (nats)"] == "0 (0 ... 0)"
+
+
+def test_steps_that_were_not_finite_are_left_out_and_held_steps_are_said(sweep):
+    holes = {"entropy_refined": (math.nan, 1.5, 1.5), "entropy_clean": (math.nan, 1.0, 1.0)}
+    gone = dict.fromkeys(("entropy_clean", "entropy_refined"), (math.nan,) * 3)
+    made_up = [
+        replace(e, holds=1, series={**e.series, **(gone if e.episode == 3 else holes)}) if e.arm == "dtp 1" else e
+        for e in sweep
+    ]
+    text = report.sweep_report(made_up)
+    row = row_of(text, "stack", "dtp 1", "steps without an action")
+    assert row["steps without an action"] == "33.3 % (33.3 ... 33.3)"
+    assert row["refined - clean (nats)"] == "0.5 (0.5 ... 0.5)"
+    assert row_of(text, "stack", "off", "steps without an action")["steps without an action"] == "0.0 % (0.0 ... 0.0)"
 
 
 def test_a_benchmark_that_does_not_say_grasped_has_no_column(sweep, swept):
@@ -159,16 +210,36 @@ def test_a_benchmark_that_does_not_say_grasped_has_no_column(sweep, swept):
     assert "grasp" not in silent.split("## How to read")[0]
 
 
-def test_benchmarks_are_sections_and_pooled(sweep):
-    text = report.sweep_report([*sweep, *made(SWEEP, benchmark="other", task="lift")])
+def test_benchmarks_of_a_suite_are_sections_and_pooled(sweep):
+    parts = [replace(e, suite="both") for e in [*sweep, *made(SWEEP, benchmark="other", task="lift")]]
+    text, together = report.sweep_report(parts), "both, 2 benchmarks together"
     assert re.findall(r"^##+ (.*)", text, re.M)[2:] == [
-        "All benchmarks", "All tasks", "lift", "stack", "bench", "stack", "other", "lift", "How to read this",
+        together, "All tasks", "lift", "stack", "bench", "stack", "other", "lift", "How to read this",
     ]  # fmt: skip
     assert row_of(text, "All tasks", "dtp 1", "pairs")["gained / lost"] == "10 / 2"
     held_out = next(rows for _, rows in tables(text) if "held-out half" in rows[0])
     assert [(row["held-out half"], row["pairs"], row["gained / lost"]) for row in held_out] == [
-        ("All benchmarks", "20", "2 / 2"), ("bench", "10", "1 / 1"), ("other", "10", "1 / 1"),
+        (together, "20", "2 / 2"), ("bench", "10", "1 / 1"), ("other", "10", "1 / 1"),
     ]  # fmt: skip
+
+
+def test_suites_are_never_pooled(sweep):
+    """Visual matching and variant aggregation in one folder: each has its rows and a tolerance of its own."""
+    worse = made({arm: (lambda n: n < 2) if arm == "dtp 1" else solves for arm, solves in SWEEP.items()})
+    parts = [replace(e, suite="vm") for e in sweep] + [replace(e, suite="va", benchmark="aggregated") for e in worse]
+    text = report.sweep_report(parts)
+    assert re.findall(r"^## (.*)", text, re.M)[1:] == [
+        "The choice of the tolerance, va", "The choice of the tolerance, vm", "aggregated", "bench", "How to read this",
+    ]  # fmt: skip
+    assert re.findall(r"\*\*Tolerance (\S+)\*\*", text) == ["0.5", "1"]
+
+
+def test_a_suite_of_many_is_shown_as_a_whole(sweep):
+    parts = [replace(e, suite="coke", benchmark=f"coke_{place}") for place in range(7) for e in sweep]
+    text = report.sweep_report(parts)
+    assert "## coke, 7 benchmarks together" in text
+    assert "## coke_0" not in text
+    assert row_of(text, "stack", "off", "episodes")["episodes"] == "140"
 
 
 def test_what_all_arms_share_is_listed_once(swept):
@@ -208,9 +279,10 @@ def test_an_ablation_is_tested_against_both_as_one_family():
     assert found["random_all 0.5", "dtp 0.5"]["p (Holm)"] == f"{7 * exact(0, 11):.3g}"
     assert found["random_all 0.5", "off"]["p (Holm)"] == f"{6 * exact(0, 6):.2f}"
     assert found["no_gaussian 0.5", "dtp 0.5"]["p (Holm)"] == f"{5 * exact(0, 5):.2f}"
-    table_4 = next(rows for title, rows in tables(text) if title == "bench" and "stack: success" in rows[0])
-    assert [row["stack: success"].split()[0] for row in table_4] == ["50.0", "75.0", "50.0", "20.0", "50.0"]
-    assert "stack: grasp" in table_4[0]
+    column = "stack (20): success"
+    table_4 = next(rows for title, rows in tables(text) if title == "bench" and column in rows[0])
+    assert [row[column].split()[0] for row in table_4] == ["50.0", "75.0", "50.0", "20.0", "50.0"]
+    assert "stack (20): grasp" in table_4[0]
 
 
 def test_counts_of_the_random_variants_are_held_to_dtp_s():
@@ -231,6 +303,8 @@ def test_counts_of_the_random_variants_are_held_to_dtp_s():
         assert rows["`no_gaussian 0.5`"][column] == "-"
         assert "`off`" not in rows
     assert rows["`random_all 0.5`"]["difference to `dtp 0.5`"] != "0 (0 ... 0)"
+    each_token = [replace(e, setup={**e.setup, "mask_schedule": "per_token"}) for e in episodes]
+    assert column not in report.ablation_report(each_token)
 
 
 def test_an_ablation_without_dtp_is_compared_with_no_pruning_only():

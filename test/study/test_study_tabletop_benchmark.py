@@ -42,16 +42,9 @@ def test_layouts_are_those_of_the_published_evidence(setting, last, pose):
     assert (placement.x, placement.y, placement.yaw) == pytest.approx(pose, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"setting": "dark"}, "lookalike"),
-        ({"half": "first"}, "held_out"),
-    ],
-)
-def test_what_does_not_exist_is_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        TabletopBenchmark(**arguments)
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="lookalike"):
+        TabletopBenchmark(setting="dark")
 
 
 def test_numbers_out_of_range_are_refused():
@@ -65,14 +58,6 @@ def begun(benchmark, name, episode):
     task = {**next(t for t in benchmark.get_tasks() if t["name"] == name), "episode_idx": episode}
     benchmark._recorder = NullEpisodeRecorder()
     return task, benchmark.reset(task)
-
-
-def test_halves_are_the_even_and_the_odd_episodes():
-    for half, expected in (("both", [0, 1, 2]), ("tuning", [0, 2, 4]), ("held_out", [1, 3, 5])):
-        benchmark = TabletopBenchmark(half=half)
-        found = [begun(benchmark, "carrot_on_plate", number)[0]["episode"] for number in range(3)]
-        benchmark.cleanup()
-        assert found == expected
 
 
 @pytest.mark.parametrize("name", list(TASKS))
