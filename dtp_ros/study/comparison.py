@@ -271,6 +271,8 @@ def _by_entropy(setup: Mapping[str, Any]) -> bool:
 
 
 def _matters(name: str, setup: Mapping[str, Any]) -> bool:
+    if name == "evaluation":  # one a benchmark, or the log would not have been read
+        return False
     if _off(setup):
         return name == "variant" or name not in _PRUNING
     if name in ("tolerance", "tolerance_grid"):
