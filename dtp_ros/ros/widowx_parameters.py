@@ -13,7 +13,7 @@ from dtp_ros.errors import ConfigError, require_choice
 from dtp_ros.ros.drivers import DRIVERS
 from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.ros.drivers.cartesian import CONTROLLERS
-from dtp_ros.widowx.controller import LATE_ACTIONS, ControllerConfig
+from dtp_ros.widowx.controller_config import LATE_ACTIONS, ControllerConfig
 from dtp_ros.widowx.gate import GATE_RANGES, GateConfig
 from dtp_ros.widowx.kinematics import ROBOTS
 from dtp_ros.widowx.semantics import REFERENCES

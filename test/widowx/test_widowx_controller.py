@@ -5,7 +5,7 @@ import pytest
 from controller_bench import ARM, FORWARD, LEFT, START, Bench, position
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.widowx.controller import ControllerConfig
+from dtp_ros.widowx.controller_config import ControllerConfig
 from dtp_ros.widowx.gate import GateConfig
 from dtp_ros.widowx.kinematics import forward
 

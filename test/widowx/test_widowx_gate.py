@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.widowx.controller import ArmController, ControllerConfig
+from dtp_ros.widowx.controller import ArmController
+from dtp_ros.widowx.controller_config import ControllerConfig
 from dtp_ros.widowx.gate import CHECKS, Gate, GateConfig, RefusedError
 from dtp_ros.widowx.kinematics import forward, robot
 from dtp_ros.widowx.schedule import Chunk

@@ -5,7 +5,7 @@ import pytest
 from controller_bench import ARM, FORWARD, START, Bench
 from scipy.spatial.transform import Rotation
 
-from dtp_ros.widowx.controller import ControllerConfig
+from dtp_ros.widowx.controller_config import ControllerConfig
 from dtp_ros.widowx.gate import GateConfig
 from dtp_ros.widowx.kinematics import robot
 
