@@ -2,7 +2,8 @@
 
 The controller has no clock: every call says what time it is (s). Each action that is due makes one command, a motion
 or a hold, and so does a refused chunk: a simulator in lock-step, whose time moves only with commands, never waits in
-vain.
+vain. The one exception needs joint states that are old, which in lock-step they never are: a hold that nobody knows a
+place for waits for fresh ones.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class ArmController:
         self._chunk_stamp: float | None = None  # newest seen
         self._now: float | None = None
         self.homing, self.holding = False, True
+
+    @property
+    def is_hold_due(self) -> bool:
+        """Whether a hold was asked for and not sent: it waits for a tick, or for joint states."""
+        return bool(self._hold_causes)
 
     @property
     def measured_at(self) -> float | None:
@@ -124,9 +130,12 @@ class ArmController:
 
     # -- what a person asks -------------------------------------------------------------------------------------
 
-    def arm(self) -> str:
+    def arm(self, now: float) -> str:
         """Enable motion from where the arm is; returns why not, or ""."""
-        if self._measured is not None and (violation := self.gate.violation(self._measured.joints)):
+        refusal = self._unmeasured(now)
+        if refusal or self._measured is None:
+            return refusal
+        if violation := self.gate.violation(self._measured.joints):
             return violation
         self.armed, self.disarmed_by = True, ""
         self._schedule.clear()
@@ -144,8 +153,8 @@ class ArmController:
         """Move to the neutral posture in gated steps; returns why not, or ""."""
         if not self.armed:
             return "the arm is not armed (call arm first)"
-        if self._is_stale(now):
-            return "no fresh joint states"
+        if refusal := self._unmeasured(now):
+            return refusal
         self._schedule.clear()
         self.homing, self._due, self._home_by = True, now, now + HOME_TIMEOUT
         return ""
@@ -182,7 +191,7 @@ class ArmController:
 
     # -- what goes out ------------------------------------------------------------------------------------------
 
-    def _execute(self, due: DueAction, now: float) -> Command:
+    def _execute(self, due: DueAction, now: float) -> Command | None:
         measured, last = self._anchor()
         if not self.armed:
             motion = Motion(None, None, ("not_armed",))
@@ -214,7 +223,7 @@ class ArmController:
         self.gate.count(*motion.causes)
         return self._send(now, motion)
 
-    def _refused(self, now: float, cause: str) -> Command:
+    def _refused(self, now: float, cause: str) -> Command | None:
         self.gate.count(cause)
         return self._send(now, Motion(None, None, (cause,)))
 
@@ -233,17 +242,21 @@ class ArmController:
 
     def _send(
         self, now: float, motion: Motion, seconds: float = HOME_PERIOD, image_stamp: float | None = None
-    ) -> Command:
+    ) -> Command | None:
+        joints = self._hold_joints(now) if motion.joints is None else motion.joints
+        self.holding, self.causes = motion.joints is None, motion.causes
+        if joints is None:
+            self._hold_causes = motion.causes
+            self._schedule.clear()  # what is left was planned for another place
+            return None
         _, before = self._anchor()
-        joints = self._hold_joints() if motion.joints is None else motion.joints
-        self.holding = motion.joints is None
         pose, twist = forward(self.robot, joints), np.zeros(6)
         if not self.holding:
             start = forward(self.robot, before)
             turn = rotation_vector(pose[:3, :3] @ start[:3, :3].T)
             twist = np.concatenate([pose[:3, 3] - start[:3, 3], turn]) / seconds
         armed, last, self._disarming = self.armed or self._disarming, self._disarming, False
-        self._last, self._sent_at, self._moving, self.causes = joints, now, True, motion.causes
+        self._last, self._sent_at, self._moving = joints, now, True
         self.orientation_error = motion.orientation_error
         return Command(
             time=now,
@@ -261,8 +274,14 @@ class ArmController:
             image_stamp=image_stamp,
         )
 
-    def _hold_joints(self) -> Array:
-        """Where the arm was when the hold began; where it was moved since, as by hand, where it is now. [n] rad."""
+    def _hold_joints(self, now: float) -> Array | None:
+        """Where the arm was when the hold began; where it was moved since, as by hand, where it is now. [n] rad.
+
+        Without fresh joint states it is what was sent last, where the arm is on its way to or held already: the place
+        where it was measured once may be far from it. None where nothing was sent either.
+        """
+        if self._is_stale(now):
+            return self._last
         measured, last = self._anchor()
         moved = np.abs(measured - last).max() > self.config.gate.max_joint_jump
         return last if self.holding and self.armed and not moved else self.gate.hold(measured)
@@ -279,8 +298,17 @@ class ArmController:
         return now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
 
     def _is_stale(self, now: float) -> bool:
-        measured = self._measured
-        return measured is None or now - measured.stamp > self.config.gate.joint_state_timeout + SAME_TIME
+        return bool(self._unmeasured(now))
+
+    def _unmeasured(self, now: float) -> str:
+        """Why nobody knows where the arm is, or ""."""
+        limit = self.config.gate.joint_state_timeout
+        if self._measured is None:
+            return "no joint states yet"
+        age = now - self._measured.stamp
+        if age <= limit + SAME_TIME:
+            return ""
+        return f"the joint states are {age:.2f} s old (valid: at most joint_state_timeout, {limit} s)"
 
     def _is_backwards(self, now: float) -> bool:
         if self._now is None or now >= self._now - SAME_TIME:

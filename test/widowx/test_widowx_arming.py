@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from controller_bench import FORWARD, START, Bench
+from controller_bench import ARM, FORWARD, START, Bench
 
+from dtp_ros.widowx.controller import ArmController
 from dtp_ros.widowx.kinematics import ROBOTS, robot
 
 
@@ -22,7 +23,7 @@ def test_stop_holds_at_once_disarms_and_one_arm_re_arms():
     bench.chunk(FORWARD)
     (refused,) = bench.tick()
     assert (refused.holding, refused.causes, refused.armed) == (True, ("not_armed",), False)
-    assert bench.arm.arm() == ""
+    assert bench.arm.arm(bench.now) == ""
     bench.now += 0.2
     bench.measure()
     bench.chunk(FORWARD)
@@ -36,12 +37,12 @@ def test_a_limit_violation_by_the_measured_arm_latches():
     bench.measure()
     assert not bench.arm.armed
     assert [c.causes for c in bench.tick()] == [("limit_violation",)]
-    assert "shoulder" in bench.arm.arm()
+    assert "shoulder" in bench.arm.arm(bench.now)
     bench.joints = START.copy()
     bench.now += 2.0
     bench.measure()
     assert not bench.arm.armed
-    assert bench.arm.arm() == ""
+    assert bench.arm.arm(bench.now) == ""
 
 
 @pytest.mark.parametrize("name", sorted(ROBOTS))
@@ -84,5 +85,17 @@ def test_what_disarmed_is_known_until_armed_again():
     bench.tick()
     assert bench.arm.causes == ("not_armed",)
     assert bench.arm.disarmed_by == "publisher"
-    bench.arm.arm()
+    bench.arm.arm(bench.now)
     assert bench.arm.disarmed_by == ""
+
+
+def test_an_arm_that_is_not_measured_now_is_not_armed():
+    bench = Bench(armed=False)
+    bench.now += 300.0
+    assert bench.arm.arm(bench.now) == "the joint states are 300.00 s old (valid: at most joint_state_timeout, 0.2 s)"
+    assert not bench.arm.armed
+    bench.chunk(FORWARD)
+    assert not any(command.armed for command in bench.tick())
+    bench.measure()
+    assert bench.arm.arm(bench.now) == ""
+    assert ArmController(ARM).arm(0.0) == "no joint states yet"
