@@ -109,7 +109,7 @@ class WidowxNode(Node):
         if status := self._driver.status():
             if self._ready:
                 self._ready = False
-                self._controller.refuse("driver")
+                self._controller.driver_lost()
                 self.get_logger().error(f"the arm went away: {status}")
             return
         self._ready = True

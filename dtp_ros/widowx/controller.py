@@ -128,6 +128,12 @@ class ArmController:
         self._hold_causes = (cause,)
         return False
 
+    def driver_lost(self) -> None:
+        """The arm's own driver went away: hold, once it is back, where the arm then is; nothing goes on by itself."""
+        self.homing = False
+        self._last = None  # nobody holds the arm there any more
+        self.refuse("driver")
+
     # -- what a person asks -------------------------------------------------------------------------------------
 
     def arm(self, now: float) -> str:
@@ -137,7 +143,7 @@ class ArmController:
             return refusal
         if violation := self.gate.violation(self._measured.joints):
             return violation
-        self.armed, self.disarmed_by = True, ""
+        self.armed, self.homing, self.disarmed_by = True, False, ""
         self._schedule.clear()
         self._last = None
         return ""

@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -202,6 +203,24 @@ def test_an_arm_that_comes_late_or_again_is_set_up(arm):
             assert bench.status()[1]["holds/driver"] == "1"
             assert len(ear.group) == count + 1
             np.testing.assert_allclose(ear.group[-1].cmd, ear.measured()[0], atol=1e-5)
+
+
+def test_going_home_does_not_go_on_by_itself_when_the_arm_is_back(arm):
+    with with_node() as bench:
+        ear = Ear(bench)
+        with arm():
+            ear.ready()
+            assert bench.arm().success
+            assert bench.trigger("go_home").success
+            wait_until(lambda: len(ear.group) >= 2, "steps home")
+        wait_until(lambda: "no service" in bench.status()[0], "the arm missed")
+        count = len(ear.group)
+        with arm():  # at its start
+            wait_until(lambda: len(ear.group) > count, "a hold")
+            np.testing.assert_allclose(ear.group[count].cmd, START, atol=1e-5)
+            time.sleep(1.0)  # five steps
+            assert len(ear.group) == count + 1
+            assert bench.status()[1]["state"] == "holding"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -99,3 +99,33 @@ def test_an_arm_that_is_not_measured_now_is_not_armed():
     bench.measure()
     assert bench.arm.arm(bench.now) == ""
     assert ArmController(ARM).arm(0.0) == "no joint states yet"
+
+
+def test_a_driver_that_was_lost_holds_the_arm_where_it_is_when_it_is_back():
+    """Away for 30 s, in which the arm fell by 0.4 rad: neither its last command nor its last measurement is sent."""
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD)
+    bench.tick()
+    bench.arm.driver_lost()
+    bench.now += 30.0
+    assert bench.tick() == []
+    assert bench.arm.is_hold_due
+    bench.joints = fallen = START + np.array([0, 0.4, 0, 0, 0, 0])
+    (held,) = [command for _, command in bench.run(2.0)]
+    assert (held.holding, held.armed, held.causes) == (True, True, ("driver",))
+    np.testing.assert_array_equal(held.joints, fallen)
+
+
+@pytest.mark.parametrize("by", ["the driver lost", "arm"])
+def test_going_home_ends_with_the_driver_and_is_not_inherited(by):
+    bench = Bench()
+    assert bench.arm.go_home(bench.now) == ""
+    bench.tick()
+    bench.run(0.4)
+    assert bench.arm.homing
+    if by == "arm":
+        assert bench.arm.arm(bench.now) == ""
+    else:
+        bench.arm.driver_lost()
+    assert not bench.arm.homing
+    assert all(command.holding for _, command in bench.run(3.0))
