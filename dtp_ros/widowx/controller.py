@@ -42,6 +42,7 @@ class ArmController:
         self.orientation_error = 0.0  # of the last command, rad
         self._hold_causes: tuple[str, ...] = ()  # of a hold that is due
         self._disarming = False  # the hold that is due must still reach the motors
+        self._gripper: float | None = None  # commanded, m; never forgotten: what is grasped must not fall
         self.configure(config or ControllerConfig())
         self._forget()
 
@@ -51,12 +52,11 @@ class ArmController:
         self.gate = Gate(self.robot, config.gate, self.counts)
 
     def _forget(self) -> None:
-        """Everything that came before is of another time; a disarming hold that is due stays due."""
+        """Poses and times of before count no more; the gripper's target does, and a disarming hold stays due."""
         self._measured: Measurement | None = None
         self._schedule = Schedule()
         self._due = self._home_by = 0.0
         self._last: Array | None = None  # joints sent last, while they are where motion continues from
-        self._gripper: float | None = None
         self._sent_at: float | None = None
         self._moving = False  # a command was sent since the last joint states
         self._fed_at = 0.0  # when the last chunk came, or the last step home

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from controller_bench import ARM, FORWARD, START, Bench
+from controller_bench import ARM, FORWARD, LEFT, START, Bench
 from scipy.spatial.transform import Rotation
 
 from dtp_ros.widowx.controller_config import ControllerConfig
@@ -85,6 +85,21 @@ def test_motion_after_a_step_back_of_time_begins_with_a_hold():
     bench.chunk(FORWARD)
     held, *_ = bench.tick()
     assert (held.holding, held.causes) == (True, ("time_backwards",))
+
+
+def test_a_step_back_of_time_drops_nothing_that_is_grasped():
+    """Told to close on an object that keeps the fingers 44 mm apart: the hold that follows goes on closing."""
+    bench = Bench()
+    bench.chunk(LEFT)  # and close
+    (closing,) = bench.tick()
+    bench.now += 0.2
+    bench.measure(left_finger=0.022, right_finger=-0.022)
+    bench.now -= 5.0
+    for _ in range(2):
+        bench.measure(left_finger=0.022, right_finger=-0.022)
+    (held,) = bench.tick()
+    assert held.causes == ("time_backwards",)
+    assert held.gripper == closing.gripper == 0.030
 
 
 def test_joint_states_that_stop_in_motion_do_not_pull_the_arm_back():
