@@ -17,13 +17,12 @@ from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.controller_config import ControllerConfig
 from dtp_ros.widowx.gate import Gate, RefusedError
 from dtp_ros.widowx.kinematics import Array, Robot, forward, rotation_vector
-from dtp_ros.widowx.measurement import Measurement, measure
+from dtp_ros.widowx.measurement import Measurement, measure, staleness, strayed
 from dtp_ros.widowx.motion import Motion, plan_action, plan_home
 from dtp_ros.widowx.schedule import SAME_TIME, Chunk, DueAction, Schedule
 from dtp_ros.widowx.semantics import gripper_distance
 
 FUTURE = 0.5  # s: a stamp this far ahead is not the jitter of two topics
-STRAY = 0.03  # rad between two joint states, away from the last command
 HOME_PERIOD = 0.2  # s between the commands of going home
 HOME_TIMEOUT = 60.0  # s
 
@@ -85,20 +84,13 @@ class ArmController:
         before = self._measured
         if before is not None and stamp < before.stamp - SAME_TIME:
             return self._backwards()
-        if before is not None and self._strayed(measured, before):
-            self.gate.count("strayed")
+        if before is not None and self._last is not None and not self._moving and strayed(measured, before, self._last):
+            self.gate.count("strayed")  # by a hand, or in a new episode
             self._last = None
         self._measured, self._moving = measured, False
         if self.armed and self.gate.violation(measured.joints):
             self.disarm("limit_violation")
         return None
-
-    def _strayed(self, measured: Measurement, before: Measurement) -> bool:
-        """Whether the arm left its last command at once, none having been sent since: by a hand, or a new episode."""
-        if self._last is None or self._moving:
-            return False
-        away, was = np.abs(measured.joints - self._last).max(), np.abs(before.joints - self._last).max()
-        return bool(away - was > STRAY)
 
     def chunk(self, chunk: Chunk, now: float) -> bool:
         """Take a chunk that arrived at `now`; it replaces what is left of the one before. False: refused, counted."""
@@ -138,7 +130,7 @@ class ArmController:
 
     def arm(self, now: float) -> str:
         """Enable motion from where the arm is; returns why not, or ""."""
-        refusal = self._unmeasured(now)
+        refusal = staleness(self._measured, now, self.config.gate.joint_state_timeout)
         if refusal or self._measured is None:
             return refusal
         if violation := self.gate.violation(self._measured.joints):
@@ -159,7 +151,7 @@ class ArmController:
         """Move to the neutral posture in gated steps; returns why not, or ""."""
         if not self.armed:
             return "the arm is not armed (call arm first)"
-        if refusal := self._unmeasured(now):
+        if refusal := staleness(self._measured, now, self.config.gate.joint_state_timeout):
             return refusal
         self._schedule.clear()
         self.homing, self._due, self._home_by = True, now, now + HOME_TIMEOUT
@@ -304,17 +296,7 @@ class ArmController:
         return now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
 
     def _is_stale(self, now: float) -> bool:
-        return bool(self._unmeasured(now))
-
-    def _unmeasured(self, now: float) -> str:
-        """Why nobody knows where the arm is, or ""."""
-        limit = self.config.gate.joint_state_timeout
-        if self._measured is None:
-            return "no joint states yet"
-        age = now - self._measured.stamp
-        if age <= limit + SAME_TIME:
-            return ""
-        return f"the joint states are {age:.2f} s old (valid: at most joint_state_timeout, {limit} s)"
+        return bool(staleness(self._measured, now, self.config.gate.joint_state_timeout))
 
     def _is_backwards(self, now: float) -> bool:
         if self._now is None or now >= self._now - SAME_TIME:
