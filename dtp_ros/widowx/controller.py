@@ -136,6 +136,7 @@ class ArmController:
         if violation := self.gate.violation(self._measured.joints):
             return violation
         self.armed, self.homing, self.disarmed_by = True, False, ""
+        self._disarming = False  # a hold that is still due is no longer the last
         self._schedule.clear()
         self._last = None
         return ""

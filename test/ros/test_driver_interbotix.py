@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class Ear:
 
     def __init__(self, bench):
         from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-        from interbotix_xs_msgs.srv import RegisterValues
+        from interbotix_xs_msgs.srv import RegisterValues, TorqueEnable
 
         bench.measures = False  # the arm does
         self.bench, self.kind, self.group, self.single, self.states = bench, RegisterValues, [], [], []
@@ -44,6 +45,11 @@ class Ear:
         bench.create_subscription(JointSingleCommand, f"{NAMESPACE}/commands/joint_single", self.single.append, 100)
         bench.create_subscription(JointState, f"{NAMESPACE}/joint_states", self.states.append, 100)
         self.client = bench.create_client(RegisterValues, f"{NAMESPACE}/get_motor_registers")
+        self.limp = partial(
+            bench.call,
+            bench.create_client(TorqueEnable, f"{NAMESPACE}/torque_enable"),
+            TorqueEnable.Request(cmd_type="group", name="arm", enable=False),
+        )
 
     def register(self, name):
         request = self.kind.Request(cmd_type="group", name="arm", reg=name)
@@ -133,6 +139,21 @@ def test_stop_is_one_hold_where_the_arm_is_and_no_more(arm):
         wait_until(lambda: int(bench.status()[1]["holds/not_armed"]) >= 3, "refusals")
         assert len(ear.group) == count
         wait_until(lambda: np.allclose(ear.measured()[0], held, atol=1e-5), "the arm at the hold")
+
+
+def test_torque_that_was_switched_off_after_a_stop_is_on_again_once_armed(arm):
+    with arm(), with_node() as bench:
+        ear = Ear(bench)
+        ear.ready()
+        bench.arm()
+        bench.send(FORWARD)
+        wait_until(lambda: ear.group, "motion")
+        assert bench.trigger("stop").success
+        ear.limp()
+        assert ear.register("Torque_Enable") == [0] * 6
+        assert bench.arm().success  # and no chunk came in between
+        bench.send(FORWARD)
+        wait_until(lambda: ear.register("Torque_Enable") == [1] * 6, "torque")
 
 
 def test_with_the_profile_as_shipped_a_stream_hardly_moves_the_arm(arm):

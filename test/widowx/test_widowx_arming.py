@@ -101,6 +101,15 @@ def test_an_arm_that_is_not_measured_now_is_not_armed():
     assert ArmController(ARM).arm(0.0) == "no joint states yet"
 
 
+def test_a_hold_that_is_still_due_when_armed_again_is_not_the_last():
+    """`last` tells drivers that no command to the motors follows."""
+    bench = Bench()
+    bench.arm.disarm("stop")
+    assert bench.arm.arm(bench.now) == ""
+    (held,) = bench.tick()
+    assert (held.holding, held.armed, held.last) == (True, True, False)
+
+
 def test_a_driver_that_was_lost_holds_the_arm_where_it_is_when_it_is_back():
     """Away for 30 s, in which the arm fell by 0.4 rad: neither its last command nor its last measurement is sent."""
     bench = Bench()
