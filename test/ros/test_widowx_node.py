@@ -279,6 +279,17 @@ def test_joint_states_of_a_namespaced_arm():
         assert not bench.commands  # a dry run drives nothing
 
 
+@pytest.mark.parametrize(
+    ("prefix", "topic"), [("", "/left/joint_states"), ("/", "/joint_states"), ("/wx250s/", "/wx250s/joint_states")]
+)
+def test_where_a_namespaced_node_listens_to_its_arm(prefix, topic):
+    with running(DOMAIN, node=False):
+        node = WidowxNode(namespace="/left", parameter_overrides=[Parameter("arm_namespace", value=prefix)])
+        assert [s.topic_name for s in node.subscriptions if s.topic_name.endswith("joint_states")] == [topic]
+        node.close()
+        node.destroy_node()
+
+
 def start_process(*arguments):
     environment = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     command = [sys.executable, "-m", "dtp_ros.ros.widowx_node", "--ros-args"]
