@@ -154,7 +154,7 @@ class PolicyInputs:
         self._intrinsics = matrix if np.isfinite(matrix).all() and matrix[0, 0] > 0 < matrix[1, 1] else None
 
     def _on_joint_states(self, message: JointState) -> None:
-        if self._arm is not None and (reason := self._arm.update(message)):
+        if self._arm is not None and (reason := self._arm.update(message, self._now() * 1e-9)):
             self._node.get_logger().warning(f"joint states not used: {reason}", throttle_duration_sec=5.0)
 
     def _on_image(self, index: int, message: CameraMessage) -> None:
