@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dtp_ros.models.registry import model_names
+from dtp_ros.ros.policy_metrics import DROP_CAUSES
 from dtp_ros.widowx.gate import CHECKS, GateConfig
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +35,13 @@ def test_the_safety_page_has_the_defaults_of_the_gate():
             if default is not None:
                 numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
                 assert numbers == pytest.approx([default] if isinstance(default, float) else list(default)), name
+
+
+def test_every_model_is_named_beside_the_parameter():
+    (line,) = re.findall(r"^    model: .*", (ROOT / "config/widowx.yaml").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", line))) == {"model", *model_names()}
+
+
+def test_every_cause_of_a_dropped_image_is_listed():
+    listed = (ROOT / "docs/interfaces.md").read_text().split("Dropped images are counted")[1].split("\n\n")[0]
+    assert set(DROP_CAUSES) <= set(re.findall(r"`(\w+)`", listed))

@@ -93,7 +93,7 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
         that no chunk or command of the episode before is still on its way.
         """
         self._set(self._policy.node, self._policy.acting(""))
-        self._ask(self._arm, SetBool.Request(data=True))
+        self._arm_here()
         self._set("sim", scene)
         self._infos.clear()
         self._ask(self._reset, Trigger.Request())
@@ -101,7 +101,7 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
         while not self._infos or self._infos[0]["step"] > 0 or any(self._infos[0][k] != v for k, v in scene.items()):
             self._infos[:1] = []  # still of the episode before
             self._spin(end, "the new episode")
-        self._ask(self._arm, SetBool.Request(data=True))
+        self._arm_here()
         self._set(self._policy.node, self._policy.acting(self._infos[0]["instruction"]))
 
     def follow(self) -> Record:
@@ -126,14 +126,23 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
             if not result.successful:
                 raise RuntimeError(f"{node} refused a parameter: {result.reason}")
 
+    def _arm_here(self) -> None:
+        """Arm; a node that has just started refuses until it has heard joint states."""
+        end = time.monotonic() + STEP_DEADLINE
+        while not (answer := self._answer(self._arm, SetBool.Request(data=True))).success:
+            self._spin(end, f"an arm that can be armed: {answer.message}")
+
     def _ask(self, client: Client, request: object) -> Any:
-        question, end = Question(client, request), time.monotonic() + STEP_DEADLINE
-        while not question.answered():
-            self._spin(end, f"an answer of {client.srv_name}")
-        answer = question.answer()
+        answer = self._answer(client, request)
         if not getattr(answer, "success", True):
             raise RuntimeError(f"{client.srv_name}: {answer.message}")
         return answer
+
+    def _answer(self, client: Client, request: object) -> Any:
+        question, end = Question(client, request), time.monotonic() + STEP_DEADLINE
+        while not question.answered():
+            self._spin(end, f"an answer of {client.srv_name}")
+        return question.answer()
 
     def _spin(self, end: float, what: str) -> None:
         rclpy.spin_once(self, timeout_sec=0.5)

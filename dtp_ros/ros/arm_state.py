@@ -23,10 +23,14 @@ class ArmState:
         self._lock = threading.Lock()
         self._newest: Measurement | None = None
 
-    def update(self, message: JointState) -> str:
-        """Take joint states; returns why they cannot be used, or ""."""
+    def update(self, message: JointState, arrival: float) -> str:
+        """Take joint states that came at `arrival` (s), which is their time where they are not stamped.
+
+        Returns why they cannot be used, or "".
+        """
+        stamp = stamp_from_ros(message.header.stamp) or arrival
         try:
-            measured = measure(self._robot, message.name, message.position, stamp_from_ros(message.header.stamp))
+            measured = measure(self._robot, message.name, message.position, stamp)
         except RefusedError as error:
             return str(error)
         with self._lock:

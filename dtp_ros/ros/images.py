@@ -1,7 +1,7 @@
 """sensor_msgs/Image and CompressedImage to and from RGB arrays; the only place that knows encodings.
 
-A sourced ROS 2 brings cv_bridge, and then raw images are converted by it; without it numpy and OpenCV do. What is
-accepted is decided here in both cases.
+A sourced ROS 2 brings cv_bridge, and then raw images that it knows are converted by it; without it, or where it fails,
+numpy and OpenCV do. What is accepted is decided here in both cases.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
+from rclpy.logging import get_logger
 from sensor_msgs.msg import CompressedImage, Image
 
 from dtp_ros.errors import ObservationError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Rgb = NDArray[np.uint8]
 
 JPEG_QUALITY = 90
+_LOGGER = get_logger("images")  # one for all: it knows what was said once
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -63,6 +65,13 @@ _ENCODINGS = {
     "bayer_grbg8": _Encoding(1, cv2.COLOR_BayerGB2RGB, 2, 2),
 }
 ENCODINGS = tuple(_ENCODINGS)
+# What cv_bridge knows in every release since Humble: yuyv and uyvy are names that came later.
+_BRIDGED = frozenset(
+    {
+        *("rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"),
+        *("bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8"),
+    }
+)
 
 
 def check_image(message: Image) -> None:
@@ -91,15 +100,20 @@ def check_image(message: Image) -> None:
 def image_from_ros(message: Image) -> Rgb:
     """RGB uint8 [height, width, 3] of a raw image, rows unpadded; raises ImageError."""
     check_image(message)
-    bridge = _cv_bridge()
+    # cv_bridge does not look at `step`: where rows are padded, it shears the image.
+    unpadded = message.step == message.width * _ENCODINGS[message.encoding].channels
+    bridge = _cv_bridge() if unpadded and message.encoding in _BRIDGED else None
     if bridge is not None:
-        converted: Rgb = np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
-        return converted
+        try:
+            converted: Rgb = np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
+            return converted
+        except Exception as error:  # also ImportError: its compiled half is loaded here, and may not fit numpy
+            _LOGGER.warning(f"cv_bridge failed, images are converted without it: {error!r}", once=True)
     return rgb_from_raw(message)
 
 
 def rgb_from_raw(message: Image) -> Rgb:
-    """What image_from_ros does where there is no cv_bridge; the message must have passed check_image."""
+    """What image_from_ros does without cv_bridge; the message must have passed check_image."""
     encoding = _ENCODINGS[message.encoding]
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
     pixels = rows[:, : message.width * encoding.channels]

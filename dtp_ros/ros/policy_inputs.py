@@ -57,7 +57,8 @@ class Frame:
 class PolicyInputs:
     """Subscribes to what a model needs, and hands each frame that is to be acted on to `on_frame`.
 
-    on_frame: called from a callback; must not wait. on_new_episode: called when time went backwards.
+    on_frame: called from a callback; must not wait. on_new_episode: called when an episode begins, before any image of
+    it is looked at; must not wait either.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class PolicyInputs:
             self._episode += 1
             self._gate.restart(newest)
             self._sync.clear()
+            self._on_new_episode()
 
     def require_current(self, frame: Frame, settings: Settings) -> bool:
         """Whether a frame that waited is still to be acted on; a frame that became too old is counted."""
@@ -152,7 +154,7 @@ class PolicyInputs:
         self._intrinsics = matrix if np.isfinite(matrix).all() and matrix[0, 0] > 0 < matrix[1, 1] else None
 
     def _on_joint_states(self, message: JointState) -> None:
-        if self._arm is not None and (reason := self._arm.update(message)):
+        if self._arm is not None and (reason := self._arm.update(message, self._now() * 1e-9)):
             self._node.get_logger().warning(f"joint states not used: {reason}", throttle_duration_sec=5.0)
 
     def _on_image(self, index: int, message: CameraMessage) -> None:
@@ -181,7 +183,6 @@ class PolicyInputs:
                 self._figures.drop(cause)
                 if cause == "time_backwards":
                     self.begin_episode(newest=stamp)
-                    self._on_new_episode()
                 return None
             if self._sync.is_waiting:
                 self._figures.drop("not_paired")

@@ -130,7 +130,6 @@ class PolicyNode(LifecycleNodeMixin, Node):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to act, with a new episode."""
         self._figures.fail("", failed=False)
-        self._reset_policy()
         self._inputs.open()
         self._state = "active"
         return SUCCESS
@@ -241,7 +240,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
     def _on_parameters(self, old: Settings, new: Settings) -> None:
         if new.instruction != old.instruction:
             # What was learned for one task must not be averaged into another.
-            self._begin_episode()
+            self._inputs.begin_episode()
             self.get_logger().info(f"instruction: {new.instruction!r}")
 
     def _on_instruction_once(self, message: String, info: dict[str, int]) -> None:
@@ -261,13 +260,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
             self.get_logger().warning(f"instruction refused: {result.reason}")
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._begin_episode()
+        self._inputs.begin_episode()
         response.success, response.message = True, "new episode"
         return response
-
-    def _begin_episode(self) -> None:
-        self._inputs.begin_episode()
-        self._reset_policy()
 
     def _reset_policy(self) -> None:
         """Reset policy and rolling figures before the next step; what is being computed is not published."""

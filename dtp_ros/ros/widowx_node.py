@@ -109,7 +109,7 @@ class WidowxNode(Node):
         if status := self._driver.status():
             if self._ready:
                 self._ready = False
-                self._controller.refuse("driver")
+                self._controller.driver_lost()
                 self.get_logger().error(f"the arm went away: {status}")
             return
         self._ready = True
@@ -173,7 +173,7 @@ class WidowxNode(Node):
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
-            refusal = self._controller.arm()
+            refusal = self._controller.arm(self._now())
             self._source.trust()
         else:
             refusal = ""
@@ -185,13 +185,10 @@ class WidowxNode(Node):
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._controller.disarm("stop")
         self._run()
-        done = "holding, disarmed" if self._holds() else "disarmed; no hold could be sent yet: see /diagnostics"
+        waits = self._controller.is_hold_due
+        done = "disarmed; no hold could be sent yet: see /diagnostics" if waits else "holding, disarmed"
         response.success, response.message = True, f"{done} (call ~/arm to go on)"
         return response
-
-    def _holds(self) -> bool:
-        """Whether the hold that was asked for has been sent."""
-        return self._ready and self._controller.measured_at is not None
 
     def _on_go_home(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         refusal, before = self._driver.status() or self._controller.go_home(self._now()), self._commands

@@ -13,7 +13,7 @@ from dtp_ros.errors import ConfigError, require_choice
 from dtp_ros.ros.drivers import DRIVERS
 from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.ros.drivers.cartesian import CONTROLLERS
-from dtp_ros.widowx.controller import LATE_ACTIONS, ControllerConfig
+from dtp_ros.widowx.controller_config import LATE_ACTIONS, ControllerConfig
 from dtp_ros.widowx.gate import GATE_RANGES, GateConfig
 from dtp_ros.widowx.kinematics import ROBOTS
 from dtp_ros.widowx.semantics import REFERENCES
@@ -54,7 +54,7 @@ def _driver(name: str, meaning: str, limits: tuple[float, float] | None = None, 
 SPECS: Mapping[str, Spec] = {
     "driver": Spec("dry_run", "where commands go", choices=tuple(DRIVERS), fixed=True),
     "robot": Spec("wx250s", "the arm", choices=tuple(ROBOTS), fixed=True),
-    "arm_namespace": _driver("arm_namespace", "prefix of the arm's topics, e.g. /wx250s; empty: this node's namespace"),
+    "arm_namespace": _driver("arm_namespace", "prefix of the arm's topics, as /wx250s; /: none; empty: the node's own"),
     "base_frame": _driver("base_frame", "frame of chunks, poses and the workspace"),
     "end_effector_frame": _driver("end_effector_frame", "frame of the end effector, as `~/commanded_gripper` has it"),
     "arm_controller": _driver("arm_controller", "driver joint_trajectory: the arm's controller"),

@@ -14,7 +14,8 @@ class Command:
     joints: targets [n], rad. gripper: metres between the fingers. transform_commanded: pose [4, 4] of `joints`.
     transform_target: the pose that was asked for, after semantics and before the gate; None where nothing was.
     twist: mean velocity from the command before (linear m/s, angular rad/s) [6], base axes, zero while holding.
-    period: s until the next command is due. holding: `joints` are where the arm was measured when the hold began.
+    period: s until the next command is due. holding: `joints` are where the arm was measured when the hold began, or,
+    where joint states are missing, those sent last.
     causes: checks that clipped or refused (keys of gate.CHECKS).
     armed: False: motors must not be driven; only a simulator in lock-step, which needs commands to go on, takes it.
     last: the hold with which the arm is disarmed; no command to its motors follows.

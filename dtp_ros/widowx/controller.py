@@ -2,56 +2,29 @@
 
 The controller has no clock: every call says what time it is (s). Each action that is due makes one command, a motion
 or a hold, and so does a refused chunk: a simulator in lock-step, whose time moves only with commands, never waits in
-vain.
+vain. The one exception needs joint states that are old, which in lock-step they never are: a hold that nobody knows a
+place for waits for fresh ones.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from dtp_ros.errors import require_choice, require_range
 from dtp_ros.widowx.command import Command
-from dtp_ros.widowx.gate import Gate, GateConfig, RefusedError
+from dtp_ros.widowx.controller_config import ControllerConfig
+from dtp_ros.widowx.gate import Gate, RefusedError
 from dtp_ros.widowx.kinematics import Array, Robot, forward, rotation_vector
-from dtp_ros.widowx.measurement import Measurement, measure
+from dtp_ros.widowx.measurement import Measurement, measure, staleness, strayed
 from dtp_ros.widowx.motion import Motion, plan_action, plan_home
 from dtp_ros.widowx.schedule import SAME_TIME, Chunk, DueAction, Schedule
-from dtp_ros.widowx.semantics import REFERENCES, gripper_distance
+from dtp_ros.widowx.semantics import gripper_distance
 
-LATE_ACTIONS = ("execute", "drop")
 FUTURE = 0.5  # s: a stamp this far ahead is not the jitter of two topics
-STRAY = 0.03  # rad between two joint states, away from the last command
 HOME_PERIOD = 0.2  # s between the commands of going home
 HOME_TIMEOUT = 60.0  # s
-
-
-@dataclass(frozen=True)
-class ControllerConfig:
-    """How actions become commands; raises ConfigError where a value is not valid.
-
-    reference: pose that increments are composed on, `commanded` or `measured`.
-    gripper_threshold: openings above it open the gripper, 0 ... 1.
-    late_actions: `execute` runs every action in order; `drop` leaves out those whose time, counted from the image's
-    stamp, is over.
-    move_time: s that a command may take the credit for at most, however far apart the actions: arms that take a
-    position go there at once, in about this time.
-    """
-
-    gate: GateConfig = field(default_factory=GateConfig)
-    reference: str = "commanded"
-    gripper_threshold: float = 0.5
-    late_actions: str = "execute"
-    move_time: float = 0.2
-
-    def __post_init__(self) -> None:
-        require_choice("reference", self.reference, REFERENCES)
-        require_range("gripper_threshold", self.gripper_threshold, 0.0, 1.0)
-        require_choice("late_actions", self.late_actions, LATE_ACTIONS)
-        require_range("move_time", self.move_time, 0.01, 0.2)
 
 
 class ArmController:
@@ -68,6 +41,7 @@ class ArmController:
         self.orientation_error = 0.0  # of the last command, rad
         self._hold_causes: tuple[str, ...] = ()  # of a hold that is due
         self._disarming = False  # the hold that is due must still reach the motors
+        self._gripper: float | None = None  # commanded, m; never forgotten: what is grasped must not fall
         self.configure(config or ControllerConfig())
         self._forget()
 
@@ -77,18 +51,22 @@ class ArmController:
         self.gate = Gate(self.robot, config.gate, self.counts)
 
     def _forget(self) -> None:
-        """Everything that came before is of another time; a disarming hold that is due stays due."""
+        """Poses and times of before count no more; the gripper's target does, and a disarming hold stays due."""
         self._measured: Measurement | None = None
         self._schedule = Schedule()
         self._due = self._home_by = 0.0
         self._last: Array | None = None  # joints sent last, while they are where motion continues from
-        self._gripper: float | None = None
         self._sent_at: float | None = None
         self._moving = False  # a command was sent since the last joint states
         self._fed_at = 0.0  # when the last chunk came, or the last step home
         self._chunk_stamp: float | None = None  # newest seen
         self._now: float | None = None
         self.homing, self.holding = False, True
+
+    @property
+    def is_hold_due(self) -> bool:
+        """Whether a hold was asked for and not sent: it waits for a tick, or for joint states."""
+        return bool(self._hold_causes)
 
     @property
     def measured_at(self) -> float | None:
@@ -106,20 +84,13 @@ class ArmController:
         before = self._measured
         if before is not None and stamp < before.stamp - SAME_TIME:
             return self._backwards()
-        if before is not None and self._strayed(measured, before):
-            self.gate.count("strayed")
+        if before is not None and self._last is not None and not self._moving and strayed(measured, before, self._last):
+            self.gate.count("strayed")  # by a hand, or in a new episode
             self._last = None
         self._measured, self._moving = measured, False
         if self.armed and self.gate.violation(measured.joints):
             self.disarm("limit_violation")
         return None
-
-    def _strayed(self, measured: Measurement, before: Measurement) -> bool:
-        """Whether the arm left its last command at once, none having been sent since: by a hand, or a new episode."""
-        if self._last is None or self._moving:
-            return False
-        away, was = np.abs(measured.joints - self._last).max(), np.abs(before.joints - self._last).max()
-        return bool(away - was > STRAY)
 
     def chunk(self, chunk: Chunk, now: float) -> bool:
         """Take a chunk that arrived at `now`; it replaces what is left of the one before. False: refused, counted."""
@@ -149,13 +120,23 @@ class ArmController:
         self._hold_causes = (cause,)
         return False
 
+    def driver_lost(self) -> None:
+        """The arm's own driver went away: hold, once it is back, where the arm then is; nothing goes on by itself."""
+        self.homing = False
+        self._last = None  # nobody holds the arm there any more
+        self.refuse("driver")
+
     # -- what a person asks -------------------------------------------------------------------------------------
 
-    def arm(self) -> str:
+    def arm(self, now: float) -> str:
         """Enable motion from where the arm is; returns why not, or ""."""
-        if self._measured is not None and (violation := self.gate.violation(self._measured.joints)):
+        refusal = staleness(self._measured, now, self.config.gate.joint_state_timeout)
+        if refusal or self._measured is None:
+            return refusal
+        if violation := self.gate.violation(self._measured.joints):
             return violation
-        self.armed, self.disarmed_by = True, ""
+        self.armed, self.homing, self.disarmed_by = True, False, ""
+        self._disarming = False  # a hold that is still due is no longer the last
         self._schedule.clear()
         self._last = None
         return ""
@@ -171,8 +152,8 @@ class ArmController:
         """Move to the neutral posture in gated steps; returns why not, or ""."""
         if not self.armed:
             return "the arm is not armed (call arm first)"
-        if self._is_stale(now):
-            return "no fresh joint states"
+        if refusal := staleness(self._measured, now, self.config.gate.joint_state_timeout):
+            return refusal
         self._schedule.clear()
         self.homing, self._due, self._home_by = True, now, now + HOME_TIMEOUT
         return ""
@@ -209,7 +190,7 @@ class ArmController:
 
     # -- what goes out ------------------------------------------------------------------------------------------
 
-    def _execute(self, due: DueAction, now: float) -> Command:
+    def _execute(self, due: DueAction, now: float) -> Command | None:
         measured, last = self._anchor()
         if not self.armed:
             motion = Motion(None, None, ("not_armed",))
@@ -241,7 +222,7 @@ class ArmController:
         self.gate.count(*motion.causes)
         return self._send(now, motion)
 
-    def _refused(self, now: float, cause: str) -> Command:
+    def _refused(self, now: float, cause: str) -> Command | None:
         self.gate.count(cause)
         return self._send(now, Motion(None, None, (cause,)))
 
@@ -260,17 +241,21 @@ class ArmController:
 
     def _send(
         self, now: float, motion: Motion, seconds: float = HOME_PERIOD, image_stamp: float | None = None
-    ) -> Command:
+    ) -> Command | None:
+        joints = self._hold_joints(now) if motion.joints is None else motion.joints
+        self.holding, self.causes = motion.joints is None, motion.causes
+        if joints is None:
+            self._hold_causes = motion.causes
+            self._schedule.clear()  # what is left was planned for another place
+            return None
         _, before = self._anchor()
-        joints = self._hold_joints() if motion.joints is None else motion.joints
-        self.holding = motion.joints is None
         pose, twist = forward(self.robot, joints), np.zeros(6)
         if not self.holding:
             start = forward(self.robot, before)
             turn = rotation_vector(pose[:3, :3] @ start[:3, :3].T)
             twist = np.concatenate([pose[:3, 3] - start[:3, 3], turn]) / seconds
         armed, last, self._disarming = self.armed or self._disarming, self._disarming, False
-        self._last, self._sent_at, self._moving, self.causes = joints, now, True, motion.causes
+        self._last, self._sent_at, self._moving = joints, now, True
         self.orientation_error = motion.orientation_error
         return Command(
             time=now,
@@ -288,8 +273,14 @@ class ArmController:
             image_stamp=image_stamp,
         )
 
-    def _hold_joints(self) -> Array:
-        """Where the arm was when the hold began; where it was moved since, as by hand, where it is now. [n] rad."""
+    def _hold_joints(self, now: float) -> Array | None:
+        """Where the arm was when the hold began; where it was moved since, as by hand, where it is now. [n] rad.
+
+        Without fresh joint states it is what was sent last, where the arm is on its way to or held already: the place
+        where it was measured once may be far from it. None where nothing was sent either.
+        """
+        if self._is_stale(now):
+            return self._last
         measured, last = self._anchor()
         moved = np.abs(measured - last).max() > self.config.gate.max_joint_jump
         return last if self.holding and self.armed and not moved else self.gate.hold(measured)
@@ -306,8 +297,7 @@ class ArmController:
         return now - self._fed_at > self.config.gate.command_timeout + SAME_TIME
 
     def _is_stale(self, now: float) -> bool:
-        measured = self._measured
-        return measured is None or now - measured.stamp > self.config.gate.joint_state_timeout + SAME_TIME
+        return bool(staleness(self._measured, now, self.config.gate.joint_state_timeout))
 
     def _is_backwards(self, now: float) -> bool:
         if self._now is None or now >= self._now - SAME_TIME:

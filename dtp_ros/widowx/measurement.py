@@ -1,4 +1,4 @@
-"""Where the arm is, from its joint states."""
+"""Where the arm is, from its joint states, and whether that is still known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 from dtp_ros.widowx.gate import RefusedError
 from dtp_ros.widowx.kinematics import Array, Robot
+from dtp_ros.widowx.schedule import SAME_TIME
 
+STRAY = 0.03  # rad between two joint states, away from the last command
 GRIPPER = "gripper"  # the simulator's: metres. Interbotix drivers report a motor angle by this name, beside the fingers
 
 
@@ -36,6 +38,21 @@ def measure(robot: Robot, names: Sequence[str], positions: Sequence[float], stam
     if not np.isfinite(joints).all() or not np.isfinite(stamp):
         raise RefusedError("joint_finite", f"joints {joints.tolist()} (valid: finite, rad)")
     return Measurement(joints, stamp, _opening(robot, table))
+
+
+def staleness(newest: Measurement | None, now: float, limit: float) -> str:
+    """Why nobody knows where the arm is at `now` (s): nothing was measured, or more than `limit` s ago; else ""."""
+    if newest is None:
+        return "no joint states yet"
+    age = now - newest.stamp
+    if age <= limit + SAME_TIME:
+        return ""
+    return f"the joint states are {age:.2f} s old (valid: at most joint_state_timeout, {limit} s)"
+
+
+def strayed(measured: Measurement, before: Measurement, command: Array) -> bool:
+    """Whether the arm left the command [n] rad, of before both measurements, at once."""
+    return bool(np.abs(measured.joints - command).max() - np.abs(before.joints - command).max() > STRAY)
 
 
 def _opening(robot: Robot, table: Mapping[str, float]) -> float | None:

@@ -72,7 +72,7 @@ class Recorder:
     """Hears what goes to the arm and what the arm reports.
 
     A hold is a command that repeats a reported position bit for bit (the arm's noise makes that no accident), or the
-    hold before it; every other command is a motion.
+    command before it (so an arm is held that reports nothing); every other command is a motion.
     """
 
     def __init__(self, node):
@@ -111,7 +111,7 @@ class Recorder:
                 recent = np.vstack([recent, self.start])
             away = float(np.abs(recent - joints).max(axis=1).min()) if len(recent) else np.inf
             before = found[-1] if found else None
-            hold = away <= EXACT or bool(before and before.hold and np.array_equal(before.joints, joints))
+            hold = away <= EXACT or bool(before and np.array_equal(before.joints, joints))
             stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
             found.append(Sent(at, stamp, joints, message.position[6], hold, away))
         return [command for command in found if command.at > since]

@@ -4,6 +4,8 @@ import math
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ class Ear:
 
     def __init__(self, bench):
         from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-        from interbotix_xs_msgs.srv import RegisterValues
+        from interbotix_xs_msgs.srv import RegisterValues, TorqueEnable
 
         bench.measures = False  # the arm does
         self.bench, self.kind, self.group, self.single, self.states = bench, RegisterValues, [], [], []
@@ -43,6 +45,11 @@ class Ear:
         bench.create_subscription(JointSingleCommand, f"{NAMESPACE}/commands/joint_single", self.single.append, 100)
         bench.create_subscription(JointState, f"{NAMESPACE}/joint_states", self.states.append, 100)
         self.client = bench.create_client(RegisterValues, f"{NAMESPACE}/get_motor_registers")
+        self.limp = partial(
+            bench.call,
+            bench.create_client(TorqueEnable, f"{NAMESPACE}/torque_enable"),
+            TorqueEnable.Request(cmd_type="group", name="arm", enable=False),
+        )
 
     def register(self, name):
         request = self.kind.Request(cmd_type="group", name="arm", reg=name)
@@ -134,6 +141,21 @@ def test_stop_is_one_hold_where_the_arm_is_and_no_more(arm):
         wait_until(lambda: np.allclose(ear.measured()[0], held, atol=1e-5), "the arm at the hold")
 
 
+def test_torque_that_was_switched_off_after_a_stop_is_on_again_once_armed(arm):
+    with arm(), with_node() as bench:
+        ear = Ear(bench)
+        ear.ready()
+        bench.arm()
+        bench.send(FORWARD)
+        wait_until(lambda: ear.group, "motion")
+        assert bench.trigger("stop").success
+        ear.limp()
+        assert ear.register("Torque_Enable") == [0] * 6
+        assert bench.arm().success  # and no chunk came in between
+        bench.send(FORWARD)
+        wait_until(lambda: ear.register("Torque_Enable") == [1] * 6, "torque")
+
+
 def test_with_the_profile_as_shipped_a_stream_hardly_moves_the_arm(arm):
     # What the profile is for; and the stand-in's word that it takes time profiles seriously.
     with arm(), with_node(profile_move_time=2.0, profile_acceleration_time=0.3) as bench:
@@ -202,6 +224,24 @@ def test_an_arm_that_comes_late_or_again_is_set_up(arm):
             assert bench.status()[1]["holds/driver"] == "1"
             assert len(ear.group) == count + 1
             np.testing.assert_allclose(ear.group[-1].cmd, ear.measured()[0], atol=1e-5)
+
+
+def test_going_home_does_not_go_on_by_itself_when_the_arm_is_back(arm):
+    with with_node() as bench:
+        ear = Ear(bench)
+        with arm():
+            ear.ready()
+            assert bench.arm().success
+            assert bench.trigger("go_home").success
+            wait_until(lambda: len(ear.group) >= 2, "steps home")
+        wait_until(lambda: "no service" in bench.status()[0], "the arm missed")
+        count = len(ear.group)
+        with arm():  # at its start
+            wait_until(lambda: len(ear.group) > count, "a hold")
+            np.testing.assert_allclose(ear.group[count].cmd, START, atol=1e-5)
+            time.sleep(1.0)  # five steps
+            assert len(ear.group) == count + 1
+            assert bench.status()[1]["state"] == "holding"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

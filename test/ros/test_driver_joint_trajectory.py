@@ -1,5 +1,6 @@
 """The driver `joint_trajectory`: what reaches the controllers of Interbotix's and of Trossen's arms over real DDS."""
 
+import os
 import subprocess
 import sys
 
@@ -141,11 +142,20 @@ def test_trossens_arm_and_its_gripper_action(arm_messages):
         np.testing.assert_allclose([goal.position[0] for goal in goals], [0.044, 0.0], atol=1e-9)
 
 
-def test_missing_messages_of_the_gripper_are_named_with_what_to_install():
+@pytest.mark.parametrize("there", [False, True])
+def test_missing_messages_of_the_gripper_are_named_with_what_to_install(tmp_path, there):
+    """No control_msgs at all, and one as Humble's, without the action."""
+    if there:
+        package = tmp_path / "control_msgs"
+        package.mkdir()
+        for name in ("__init__.py", "action.py"):
+            (package / name).touch()
+    given = os.environ.get("PYTHONPATH")
+    around = environment(DOMAIN, {"PYTHONPATH": os.pathsep.join([str(tmp_path), *([given] if given else [])])})
     command = [sys.executable, "-m", "dtp_ros.ros.widowx_node", "--ros-args"]
     command += ["-p", "driver:=joint_trajectory", "-p", "robot:=wxai"]
-    done = subprocess.run(command, env=environment(DOMAIN, {}), capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert "needs the package control_msgs" in line
-    assert "apt-get install" in line
+    assert ("needs ParallelGripperCommand" if there else "needs the package control_msgs") in line
+    assert "apt-get install ros-$ROS_DISTRO-control-msgs, Jazzy or later" in line

@@ -67,9 +67,12 @@ def test_zeros_while_armed_and_silence_after_so_that_others_may_have_the_topic()
         time.sleep(4.0)
         assert bench.now() - servo.arrivals[-1][0] < 0.5
         assert not np.any(servo.twists[-100:])
+        stopped = bench.now()
         assert bench.trigger("stop").success
+        bench.send(FORWARD)  # a policy goes on
         wait_until(lambda: bench.now() - servo.arrivals[-1][0] > 0.5, "silence")
-        assert not np.any(servo.twists[-1])
+        assert servo.arrivals[-1][0] - stopped > 3.0  # Servo is told all the while
+        assert not np.any(servo.twists[-100:])
 
 
 def test_unarmed_silence_and_a_stop_is_zero():

@@ -1,11 +1,14 @@
 """dtp_ros/ros/images.py: every encoding against pixels worked out by hand, and every kind of broken image."""
 
+import sys
 import time
+import types
 from array import array
 
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
+from rclpy.logging import get_logger
 from sensor_msgs.msg import CompressedImage, Image
 
 from dtp_ros.ros import images
@@ -175,6 +178,57 @@ def test_camera_images_convert_fast():
     for _ in range(5):
         image_from_ros(image_to_ros(picture, STAMP, "camera"))
     assert (time.perf_counter() - began) / 5 < 0.1
+
+
+class LikeCvBridge:
+    """As cv_bridge: names of before `yuyv`, rows without padding whatever `step` says, a compiled part on demand."""
+
+    def __init__(self):
+        self.asked, self.compiled_part = [], True
+
+    def imgmsg_to_cv2(self, message, desired_encoding):
+        self.asked.append(message.encoding)
+        if message.encoding in ("yuyv", "uyvy"):
+            raise TypeError(f"Unrecognized image encoding [{message.encoding}]")
+        if not self.compiled_part:
+            raise ImportError("numpy.core.multiarray failed to import")
+        channels = {"bgr8": 3, "mono8": 1}[message.encoding]
+        pixels = np.frombuffer(message.data, np.uint8)[: message.height * message.width * channels]
+        return pixels.reshape(message.height, message.width, channels)[:, :, ::-1] * np.ones(3 // channels, np.uint8)
+
+
+@pytest.fixture
+def bridge(monkeypatch):
+    module = types.ModuleType("cv_bridge")
+    bridge = LikeCvBridge()
+    module.CvBridge = lambda: bridge
+    monkeypatch.setitem(sys.modules, "cv_bridge", module)
+    images._cv_bridge.cache_clear()
+    yield bridge
+    images._cv_bridge.cache_clear()
+
+
+def test_cv_bridge_converts_what_it_can(bridge):
+    np.testing.assert_array_equal(image_from_ros(raw("bgr8", RGB[:, :, ::-1])), RGB)
+    np.testing.assert_array_equal(image_from_ros(raw("mono8", RGB[:, :, 0])), RGB[:, :, :1].repeat(3, axis=2))
+    assert bridge.asked == ["bgr8", "mono8"]
+
+
+def test_padded_rows_and_newer_names_are_not_for_cv_bridge(bridge):
+    np.testing.assert_array_equal(image_from_ros(raw("bgr8", RGB[:, :, ::-1], padding=4)), RGB)
+    for encoding, grey in (("yuyv", [126, 128]), ("uyvy", [128, 126])):
+        got = image_from_ros(raw(encoding, np.tile(grey, (2, 4, 1))))
+        np.testing.assert_allclose(got, 128, atol=1, err_msg=encoding)  # 255 / 219 * (126 - 16)
+    assert bridge.asked == []
+
+
+def test_a_cv_bridge_that_fails_is_named_once_and_done_without(bridge, monkeypatch, capfd):
+    bridge.compiled_part = False
+    monkeypatch.setattr(images, "_LOGGER", get_logger("images"))  # that has said nothing yet
+    for _ in range(3):
+        np.testing.assert_array_equal(image_from_ros(raw("bgr8", RGB[:, :, ::-1])), RGB)
+    assert bridge.asked == ["bgr8"] * 3
+    assert capfd.readouterr().err.count("numpy.core.multiarray failed to import") == 1
 
 
 def test_own_conversion_equals_cv_bridge():

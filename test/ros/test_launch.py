@@ -2,9 +2,11 @@
 
 import ast
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,65 @@ def test_an_argument_that_cannot_stand_is_named(entities):
         entities(robot="ur5")
     with pytest.raises(Exception, match=r"params_file = '/nowhere\.yaml'"):
         entities(params_file="/nowhere.yaml")
+
+
+class Said:
+    """Stands in for a class of launch or launch_ros: keeps what it was given."""
+
+    def __init__(self, *arguments, **options):
+        self.arguments, self.options, self.name = arguments, options, arguments[0] if arguments else None
+
+    def perform(self, context):
+        return context[self.name]
+
+
+@pytest.fixture
+def remapped(monkeypatch):
+    """Where each node's topics are remapped to by given arguments; needs no launch_ros."""
+    classes = {
+        "launch": ["LaunchContext", "LaunchDescription"],
+        "launch.actions": ["DeclareLaunchArgument", "OpaqueFunction"],
+        "launch.substitutions": ["LaunchConfiguration"],
+        "launch_ros": [],
+        "launch_ros.actions": ["Node"],
+        "launch_ros.parameter_descriptions": ["Parameter", "ParameterValue"],
+    }
+    for name, members in classes.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(dict.fromkeys(members, Said))
+        monkeypatch.setitem(sys.modules, name, module)
+    file = runpy.run_path(str(LAUNCH))
+
+    def nodes(**given):
+        defaults = {argument.name: argument.options["default_value"] for argument in file["ARGUMENTS"]}
+        made = file["nodes"]({**defaults, **given})
+        return {node.options["executable"]: dict(node.options.get("remappings", ())) for node in made}
+
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "topic"),
+    [
+        ({}, None, "joint_states"),
+        ({"robot": "wx250s"}, None, "/wx250s/joint_states"),
+        ({"robot": "wxai"}, None, "joint_states"),
+        ({"robot": "wx250s", "sim": "true"}, None, "joint_states"),
+        ({"robot": "wx250s"}, {"/**/widowx": {"max_joint_velocity": 0.3}}, "/wx250s/joint_states"),
+        ({"robot": "wx250s"}, {"/**/widowx": {"arm_namespace": "/left"}}, "/left/joint_states"),
+        ({"namespace": "cell"}, {"/**": {"arm_namespace": "/"}}, "/joint_states"),
+        ({"namespace": "/cell"}, {"/cell/widowx": {"arm_namespace": "left"}}, "left/joint_states"),
+        ({}, {"/**/dtp_policy": {"arm_namespace": "/left"}, "/**/widowx": None}, "joint_states"),
+    ],
+)
+def test_the_policy_hears_the_joint_states_that_the_arms_node_hears(remapped, tmp_path, given, written, topic):
+    if written is not None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump({k: v and {"ros__parameters": v} for k, v in written.items()}))
+        given = {**given, "params_file": str(file)}
+    nodes = remapped(**given)
+    assert nodes["policy_node"]["joint_states"] == topic
+    assert "joint_states" not in nodes["widowx_node"]  # it has the parameter
 
 
 @pytest.fixture

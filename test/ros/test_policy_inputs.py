@@ -1,5 +1,6 @@
 """What the policy node does with bad images, bad times, instructions and transports; over real DDS."""
 
+import threading
 import time
 from array import array
 
@@ -104,6 +105,29 @@ def test_time_backwards_drops_that_image_and_the_next_is_accepted(user):
     assert user.chunks[chunks].header.stamp == stamp
     steps = [pair.value for pair in user.traces[-1].status[0].values if pair.key == "step"]
     assert steps == ["0"]  # a new episode
+
+
+def test_an_image_in_the_middle_of_a_reset_is_acted_on_without_the_old_history(user, running):
+    worker, inputs, stamps = running[0]._worker, running[0]._inputs, []
+    clear = worker.clear
+
+    def meanwhile():
+        stamps.append(user.now())
+        message = image_to_ros(picture(1), stamps[-1], "camera")
+        thread = threading.Thread(target=inputs._on_image, args=(0, message))
+        thread.start()
+        thread.join(1.0)  # where it waits for the reset it cannot end
+        time.sleep(0.5)
+        clear()
+
+    user.step(picture(0))
+    worker.clear = meanwhile
+    try:
+        assert user.reset().success
+    finally:
+        worker.clear = clear
+    trace = wait_until(lambda: [t for t in user.traces if t.header.stamp == stamps[0]], "a step on that image")[0]
+    assert next(pair.value for pair in trace.status[0].values if pair.key == "step") == "0"
 
 
 def test_a_repeated_stamp_is_dropped(user):

@@ -55,6 +55,17 @@ def header(node):
     return message
 
 
+def test_an_arm_whose_driver_does_not_stamp_has_a_state():
+    parameters = {"model": "pi0_fast", "checkpoint": "tiny", "device": "cpu", "image_timeout": 60.0}
+    with running_policy(DOMAIN, **parameters, instruction=INSTRUCTION) as (_, user):
+        wait_until(lambda: user.state() == "active", "the model")
+        states = user.create_publisher(JointState, "joint_states", BEST_EFFORT)
+        unstamped = JointState(name=list(JOINTS), position=list(JOINTS.values()))
+        timer = user.create_timer(0.1, lambda: states.publish(unstamped))
+        user.step(picture(0))
+        timer.cancel()
+
+
 def test_options_of_the_model_come_through_the_node():
     parameters = {"model": "pi0_fast", "checkpoint": "tiny", "device": "cpu"}
     with running_policy(DOMAIN, **parameters, model_options="{convention: libero, cameras: 2}") as (policy, user):

@@ -185,15 +185,19 @@ def test_joint_states_that_stop_or_lie():
         bench.measures = False
         wait_until(lambda: float(bench.status()[1]["joint_states_age"].split()[0]) > 0.3, "stale joint states")
         bench.send(FORWARD, FORWARD)
-        wait_until(lambda: int(bench.status()[1]["holds/joint_states"]) >= 1, "a hold")
-        np.testing.assert_allclose(bench.commands[-1].position[:6], START)
+        wait_until(lambda: int(bench.status()[1]["holds/joint_states"]) >= 1, "a hold that is due")
+        assert not bench.arm().success
+        assert not bench.commands  # nobody knows where to hold
+        bench.joints = there = START + 0.1
         bench.measures = True
+        wait_until(lambda: bench.commands, "the hold")
+        np.testing.assert_allclose(bench.commands[0].position[:6], there, atol=1e-9)
         bench.measure(joints=[math.nan] * 6)
         wait_until(lambda: int(bench.status()[1]["drops/joint_finite"]) >= 1, "counted NaN")
         count = len(bench.commands)
         bench.send(FORWARD)
         wait_until(lambda: len(bench.commands) > count, "motion again")
-        assert position(bench.commands[-1].position)[0] > position(START)[0] + 0.015
+        assert position(bench.commands[-1].position)[0] > position(there)[0] + 0.015
 
 
 def test_an_arm_whose_clock_is_ahead_is_missed_as_soon_as_it_is_silent():
@@ -204,8 +208,11 @@ def test_an_arm_whose_clock_is_ahead_is_missed_as_soon_as_it_is_silent():
         wait_until(lambda: bench.status()[1]["joint_states_age"] != "none", "joint states heard")
         wait_until(lambda: float(bench.status()[1]["joint_states_age"].split()[0]) > 0.3, "stale joint states")
         bench.send(FORWARD)
-        wait_until(lambda: bench.status()[1]["holds/joint_states"] == "1", "a hold")
-        np.testing.assert_allclose(bench.commands[-1].position[:6], START)
+        wait_until(lambda: bench.status()[1]["holds/joint_states"] == "1", "a hold that is due")
+        assert not bench.commands
+        bench.measures = True
+        wait_until(lambda: bench.commands, "the hold")
+        np.testing.assert_allclose(bench.commands[0].position[:6], START)
 
 
 def test_a_limit_violation_by_the_measured_arm_disarms():
@@ -270,6 +277,17 @@ def test_joint_states_of_a_namespaced_arm():
         bench.send(FORWARD)
         wait_until(lambda: bench.heard["commanded_pose"], "a command")
         assert not bench.commands  # a dry run drives nothing
+
+
+@pytest.mark.parametrize(
+    ("prefix", "topic"), [("", "/left/joint_states"), ("/", "/joint_states"), ("/wx250s/", "/wx250s/joint_states")]
+)
+def test_where_a_namespaced_node_listens_to_its_arm(prefix, topic):
+    with running(DOMAIN, node=False):
+        node = WidowxNode(namespace="/left", parameter_overrides=[Parameter("arm_namespace", value=prefix)])
+        assert [s.topic_name for s in node.subscriptions if s.topic_name.endswith("joint_states")] == [topic]
+        node.close()
+        node.destroy_node()
 
 
 def start_process(*arguments):

@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from controller_bench import FORWARD, START, Bench
+from controller_bench import ARM, FORWARD, START, Bench
 
+from dtp_ros.widowx.controller import ArmController
 from dtp_ros.widowx.kinematics import ROBOTS, robot
 
 
@@ -22,7 +23,7 @@ def test_stop_holds_at_once_disarms_and_one_arm_re_arms():
     bench.chunk(FORWARD)
     (refused,) = bench.tick()
     assert (refused.holding, refused.causes, refused.armed) == (True, ("not_armed",), False)
-    assert bench.arm.arm() == ""
+    assert bench.arm.arm(bench.now) == ""
     bench.now += 0.2
     bench.measure()
     bench.chunk(FORWARD)
@@ -36,12 +37,12 @@ def test_a_limit_violation_by_the_measured_arm_latches():
     bench.measure()
     assert not bench.arm.armed
     assert [c.causes for c in bench.tick()] == [("limit_violation",)]
-    assert "shoulder" in bench.arm.arm()
+    assert "shoulder" in bench.arm.arm(bench.now)
     bench.joints = START.copy()
     bench.now += 2.0
     bench.measure()
     assert not bench.arm.armed
-    assert bench.arm.arm() == ""
+    assert bench.arm.arm(bench.now) == ""
 
 
 @pytest.mark.parametrize("name", sorted(ROBOTS))
@@ -84,5 +85,56 @@ def test_what_disarmed_is_known_until_armed_again():
     bench.tick()
     assert bench.arm.causes == ("not_armed",)
     assert bench.arm.disarmed_by == "publisher"
-    bench.arm.arm()
+    bench.arm.arm(bench.now)
     assert bench.arm.disarmed_by == ""
+
+
+def test_an_arm_that_is_not_measured_now_is_not_armed():
+    bench = Bench(armed=False)
+    bench.now += 300.0
+    assert bench.arm.arm(bench.now) == "the joint states are 300.00 s old (valid: at most joint_state_timeout, 0.2 s)"
+    assert not bench.arm.armed
+    bench.chunk(FORWARD)
+    assert not any(command.armed for command in bench.tick())
+    bench.measure()
+    assert bench.arm.arm(bench.now) == ""
+    assert ArmController(ARM).arm(0.0) == "no joint states yet"
+
+
+def test_a_hold_that_is_still_due_when_armed_again_is_not_the_last():
+    """`last` tells drivers that no command to the motors follows."""
+    bench = Bench()
+    bench.arm.disarm("stop")
+    assert bench.arm.arm(bench.now) == ""
+    (held,) = bench.tick()
+    assert (held.holding, held.armed, held.last) == (True, True, False)
+
+
+def test_a_driver_that_was_lost_holds_the_arm_where_it_is_when_it_is_back():
+    """Away for 30 s, in which the arm fell by 0.4 rad: neither its last command nor its last measurement is sent."""
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD)
+    bench.tick()
+    bench.arm.driver_lost()
+    bench.now += 30.0
+    assert bench.tick() == []
+    assert bench.arm.is_hold_due
+    bench.joints = fallen = START + np.array([0, 0.4, 0, 0, 0, 0])
+    (held,) = [command for _, command in bench.run(2.0)]
+    assert (held.holding, held.armed, held.causes) == (True, True, ("driver",))
+    np.testing.assert_array_equal(held.joints, fallen)
+
+
+@pytest.mark.parametrize("by", ["the driver lost", "arm"])
+def test_going_home_ends_with_the_driver_and_is_not_inherited(by):
+    bench = Bench()
+    assert bench.arm.go_home(bench.now) == ""
+    bench.tick()
+    bench.run(0.4)
+    assert bench.arm.homing
+    if by == "arm":
+        assert bench.arm.arm(bench.now) == ""
+    else:
+        bench.arm.driver_lost()
+    assert not bench.arm.homing
+    assert all(command.holding for _, command in bench.run(3.0))

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from controller_bench import ARM, FORWARD, START, Bench
+from controller_bench import ARM, FORWARD, LEFT, START, Bench
 from scipy.spatial.transform import Rotation
 
-from dtp_ros.widowx.controller import ControllerConfig
+from dtp_ros.widowx.controller_config import ControllerConfig
 from dtp_ros.widowx.gate import GateConfig
 from dtp_ros.widowx.kinematics import robot
 
@@ -85,6 +85,62 @@ def test_motion_after_a_step_back_of_time_begins_with_a_hold():
     bench.chunk(FORWARD)
     held, *_ = bench.tick()
     assert (held.holding, held.causes) == (True, ("time_backwards",))
+
+
+def test_a_step_back_of_time_drops_nothing_that_is_grasped():
+    """Told to close on an object that keeps the fingers 44 mm apart: the hold that follows goes on closing."""
+    bench = Bench()
+    bench.chunk(LEFT)  # and close
+    (closing,) = bench.tick()
+    bench.now += 0.2
+    bench.measure(left_finger=0.022, right_finger=-0.022)
+    bench.now -= 5.0
+    for _ in range(2):
+        bench.measure(left_finger=0.022, right_finger=-0.022)
+    (held,) = bench.tick()
+    assert held.causes == ("time_backwards",)
+    assert held.gripper == closing.gripper == 0.030
+
+
+def test_joint_states_that_stop_in_motion_do_not_pull_the_arm_back():
+    """The arm goes on to what it was told last; where it was measured last is behind it by then."""
+    bench = Bench()
+    bench.chunk(*[FORWARD] * 6)
+    bench.tick()
+    bench.run(0.2)
+    told = bench.sent[-1][1].joints
+    assert np.abs(told - START).max() > 0.05
+    bench.arm.joint_states(ARM.joint_names, 0.5 * (START + told), bench.now)  # on its way, and silent from now on
+    held = []
+    for _ in range(20):
+        bench.now += 0.05
+        held += bench.tick()
+    moved = [command for command in held if not command.holding]
+    assert len(moved) == 1  # at 100.4; 100.6 is too late
+    first, *others = [command for command in held if command.holding]
+    assert (first.causes, first.armed) == (("joint_states",), True)
+    for command in (first, *others):
+        np.testing.assert_array_equal(command.joints, moved[0].joints)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_stop_without_joint_states_holds_at_the_last_command_or_waits(sent):
+    bench = Bench()
+    if sent:
+        bench.chunk(FORWARD)
+        bench.tick()
+    told, bench.now = bench.joints, bench.now + 5.0
+    bench.arm.disarm("stop")
+    commands = bench.tick()
+    assert bench.arm.is_hold_due is not sent
+    if not sent:
+        assert commands == []
+        bench.joints = told = START + 0.2
+        bench.measure()
+        commands = bench.tick()
+    (held,) = commands
+    assert (held.holding, held.armed, held.last, held.causes) == (True, True, True, ("stop",))
+    np.testing.assert_array_equal(held.joints, told)
 
 
 def test_an_arm_of_five_joints_says_how_far_it_could_not_turn():

@@ -46,7 +46,7 @@ class Driver(Protocol):
 class DriverSettings:
     """Where the arm's controllers are, and how they are set; each is the parameter of the same name.
 
-    arm_namespace: prefix of the arm's topics and services, as "/wx250s"; "": the node's namespace.
+    arm_namespace: prefix of the arm's topics and services, as "/wx250s", "/": none; "": the node's own.
     base_frame, end_effector_frame: frames of the poses and twists that are sent.
     arm_controller, gripper_controller: ros2_control's controllers (drivers joint_trajectory, servo, cartesian).
     servo_topic: where MoveIt Servo takes twists. cartesian_controller: key of `cartesian.CONTROLLERS`.
@@ -70,8 +70,9 @@ class DriverSettings:
 
     def under(self, name: str) -> str:
         """The topic, service or action `name` of the arm, in its namespace."""
-        prefix = self.arm_namespace.rstrip("/")
-        return name if not prefix or name.startswith("/") else f"{prefix}/{name}"
+        if not self.arm_namespace or name.startswith("/"):
+            return name
+        return f"{self.arm_namespace.rstrip('/')}/{name}"
 
 
 def unheard(publisher: Publisher) -> str:

@@ -9,6 +9,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
+from dtp_ros.errors import ConfigError
 from dtp_ros.ros.conversions import joint_state_to_ros, joint_target_to_ros
 from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, require_module, unheard
 from dtp_ros.widowx.kinematics import Robot
@@ -72,7 +73,11 @@ class ParallelGripper:
         """Raises ConfigError where control_msgs is missing or older than the action."""
         install = "apt-get install ros-$ROS_DISTRO-control-msgs, Jazzy or later"
         actions = require_module("control_msgs.action", f"the gripper of {robot.name}", install)
-        self._kind: Any = actions.ParallelGripperCommand
+        try:
+            self._kind: Any = actions.ParallelGripperCommand
+        except AttributeError as error:  # as Humble's
+            lacks = f"the gripper of {robot.name} needs ParallelGripperCommand, which this control_msgs lacks"
+            raise ConfigError(f"{lacks} ({install})") from error
         self._finger, self._logger = robot.finger_joints[0], node.get_logger()
         self._name = settings.under(f"{settings.gripper_controller}/gripper_cmd")
         self._client = ActionClient(node, self._kind, self._name)

@@ -57,7 +57,7 @@ class InterbotixDriver:
         node.create_subscription(JointState, settings.under("joint_states"), self._on_joint_states, 10)
 
     def _forget(self) -> None:
-        self._torque_known = False  # since the last command that was not armed
+        self._torque_known = False  # since the arm was armed: before that a person may have switched it off
         self._gripper_sent: float | None = None
         self._driven = 0.0  # PWM of the gripper, until its fingers are at their end
 
@@ -84,8 +84,8 @@ class InterbotixDriver:
             self._torque_known = False
             return
         if not self._torque_known:
-            self._torque_known = True
             self._motors.torque_on()
+        self._torque_known = not command.last
         self._send_gripper(command.gripper)
         self._group.publish(self._group_command(name=GROUP, cmd=command.joints.tolist()))
 

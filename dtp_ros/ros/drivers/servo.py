@@ -48,8 +48,7 @@ class ServoDriver:
 
     def send(self, command: Command) -> None:
         """Begin the command's twist; it lasts for the command's period."""
-        if not command.armed:
-            self._speaks_until = 0.0
+        if not command.armed:  # the zeros end by themselves
             return
         self._gripper.send(command.gripper)
         self._twist = command.twist
