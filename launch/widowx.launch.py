@@ -17,7 +17,7 @@ from launch_ros.parameter_descriptions import Parameter, ParameterValue
 from dtp_ros.errors import ConfigError
 from dtp_ros.models.registry import model_names
 from dtp_ros.resources import share_file
-from dtp_ros.ros.drivers.base import DriverSettings
+from dtp_ros.ros.names import arm_namespace, under
 
 MODELS = ", ".join(model_names())
 BOOLEAN = ["true", "false"]
@@ -61,8 +61,8 @@ def nodes(context: LaunchContext) -> list[Node]:
     camera = [("image", image), ("image/compressed", f"{image}/compressed")]
     camera.append(("camera_info", f"{image.rpartition('/')[0]}/camera_info" if "/" in image else "camera_info"))
     base = (Parameter("model", "tabletop"),) if sim else ()
-    arm = DriverSettings(arm_namespace=arm_namespace(files, given["namespace"]))
-    heard = [*camera, ("joint_states", arm.under("joint_states"))]
+    joint_states = under(arm_namespace(files, given["namespace"]), "joint_states")
+    heard = [*camera, ("joint_states", joint_states)]
     started = [
         node("policy_node", "dtp_policy", "model", "checkpoint", "robot", base=base, remappings=heard),
         node("widowx_node", "widowx", "driver", "robot"),
@@ -72,16 +72,6 @@ def nodes(context: LaunchContext) -> list[Node]:
     if given["rviz"] == "true":
         started.append(viewer(robot_file, given["namespace"], camera, sim))
     return started
-
-
-def arm_namespace(files: list[str], namespace: str) -> str:
-    """Where the arm's own topics are: what the last of the parameter files says to the node `widowx`; "": nothing."""
-    found, full_name = "", "/".join(["", *filter(None, namespace.split("/")), "widowx"])
-    for file in files:
-        for name, node in (yaml.safe_load(Path(file).read_text()) or {}).items():
-            if name in ("/**", "/**/widowx", full_name):
-                found = ((node or {}).get("ros__parameters") or {}).get("arm_namespace", found)
-    return str(found)
 
 
 def viewer(robot_file: str, namespace: str, camera: list[tuple[str, str]], sim: bool) -> Node:

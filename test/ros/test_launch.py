@@ -2,11 +2,9 @@
 
 import ast
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 
+from dtp_ros.ros.names import arm_namespace, under
 from dtp_ros.widowx.kinematics import ROBOTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,63 +86,37 @@ def test_an_argument_that_cannot_stand_is_named(entities):
         entities(params_file="/nowhere.yaml")
 
 
-class Said:
-    """Stands in for a class of launch or launch_ros: keeps what it was given."""
-
-    def __init__(self, *arguments, **options):
-        self.arguments, self.options, self.name = arguments, options, arguments[0] if arguments else None
-
-    def perform(self, context):
-        return context[self.name]
-
-
-@pytest.fixture
-def remapped(monkeypatch):
-    """Where each node's topics are remapped to by given arguments; needs no launch_ros."""
-    classes = {
-        "launch": ["LaunchContext", "LaunchDescription"],
-        "launch.actions": ["DeclareLaunchArgument", "OpaqueFunction"],
-        "launch.substitutions": ["LaunchConfiguration"],
-        "launch_ros": [],
-        "launch_ros.actions": ["Node"],
-        "launch_ros.parameter_descriptions": ["Parameter", "ParameterValue"],
-    }
-    for name, members in classes.items():
-        module = types.ModuleType(name)
-        module.__dict__.update(dict.fromkeys(members, Said))
-        monkeypatch.setitem(sys.modules, name, module)
-    file = runpy.run_path(str(LAUNCH))
-
-    def nodes(**given):
-        defaults = {argument.name: argument.options["default_value"] for argument in file["ARGUMENTS"]}
-        made = file["nodes"]({**defaults, **given})
-        return {node.options["executable"]: dict(node.options.get("remappings", ())) for node in made}
-
-    return nodes
+def test_what_it_imports_of_the_package_needs_no_library():
+    """`ros2 launch` runs it under the system's Python, and the nodes under the environment's."""
+    tree = ast.parse(LAUNCH.read_text())
+    own = [n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.module.startswith("dtp_ros")]
+    assert own
+    heavy = "{'numpy', 'torch', 'scipy', 'cv2', 'transformers', 'rclpy'}"
+    code = f"import sys, {', '.join(own)}; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
-    ("given", "written", "topic"),
+    ("robot", "namespace", "written", "topic"),
     [
-        ({}, None, "joint_states"),
-        ({"robot": "wx250s"}, None, "/wx250s/joint_states"),
-        ({"robot": "wxai"}, None, "joint_states"),
-        ({"robot": "wx250s", "sim": "true"}, None, "joint_states"),
-        ({"robot": "wx250s"}, {"/**/widowx": {"max_joint_velocity": 0.3}}, "/wx250s/joint_states"),
-        ({"robot": "wx250s"}, {"/**/widowx": {"arm_namespace": "/left"}}, "/left/joint_states"),
-        ({"namespace": "cell"}, {"/**": {"arm_namespace": "/"}}, "/joint_states"),
-        ({"namespace": "/cell"}, {"/cell/widowx": {"arm_namespace": "left"}}, "left/joint_states"),
-        ({}, {"/**/dtp_policy": {"arm_namespace": "/left"}, "/**/widowx": None}, "joint_states"),
+        ("", "", None, "joint_states"),
+        ("wx250s", "", None, "/wx250s/joint_states"),
+        ("wxai", "", None, "joint_states"),
+        ("wx250s", "", {"/**/widowx": {"max_joint_velocity": 0.3}}, "/wx250s/joint_states"),
+        ("wx250s", "", {"/**/widowx": {"arm_namespace": "/left"}}, "/left/joint_states"),
+        ("wx250s", "cell", {"/**": {"arm_namespace": "/"}}, "/joint_states"),
+        ("wx250s", "/cell", {"/cell/widowx": {"arm_namespace": "left"}}, "left/joint_states"),
+        ("", "", {"/**/dtp_policy": {"arm_namespace": "/left"}, "/**/widowx": None}, "joint_states"),
     ],
 )
-def test_the_policy_hears_the_joint_states_that_the_arms_node_hears(remapped, tmp_path, given, written, topic):
+def test_the_policy_hears_the_joint_states_that_the_arms_node_hears(tmp_path, robot, namespace, written, topic):
+    """What the launch file remaps to; the node `widowx` reads the same files."""
+    files = [str(ROOT / "config" / "robots" / f"{robot}.yaml")] if robot else []
     if written is not None:
-        file = tmp_path / "mine.yaml"
-        file.write_text(yaml.safe_dump({k: v and {"ros__parameters": v} for k, v in written.items()}))
-        given = {**given, "params_file": str(file)}
-    nodes = remapped(**given)
-    assert nodes["policy_node"]["joint_states"] == topic
-    assert "joint_states" not in nodes["widowx_node"]  # it has the parameter
+        files.append(str(tmp_path / "mine.yaml"))
+        nodes = {name: values and {"ros__parameters": values} for name, values in written.items()}
+        Path(files[-1]).write_text(yaml.safe_dump(nodes))
+    assert under(arm_namespace(files, namespace), "joint_states") == topic
 
 
 @pytest.fixture

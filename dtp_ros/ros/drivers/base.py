@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rclpy.publisher import Publisher
 
 from dtp_ros.errors import ConfigError
+from dtp_ros.ros.names import under
 from dtp_ros.widowx.command import Command
 
 DELIVERY = 0.5  # s that the last message has to be delivered
@@ -70,9 +71,7 @@ class DriverSettings:
 
     def under(self, name: str) -> str:
         """The topic, service or action `name` of the arm, in its namespace."""
-        if not self.arm_namespace or name.startswith("/"):
-            return name
-        return f"{self.arm_namespace.rstrip('/')}/{name}"
+        return under(self.arm_namespace, name)
 
 
 def unheard(publisher: Publisher) -> str:
