@@ -19,6 +19,7 @@ SERIES = (
     "unimportant_attention", "fire_rate", "pruned", "entropy_clean", "entropy_refined", "score_clean", "score_refined",
     "tolerance",
 )  # fmt: skip
+HALVES = ("both", "tuning", "held_out")  # of the episodes, see `held_out`
 DIGITS = 5  # that a figure of a step keeps
 
 

@@ -85,9 +85,7 @@ def _episodes(one: argparse.ArgumentParser, run: object) -> argparse.ArgumentPar
     one.add_argument("--episodes", type=int, help="a task, instead of the benchmark file's number")
     one.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="only these")
     one.add_argument("--entries", nargs="+", default=[], metavar="SUBNAME", help="only these of the benchmark's file")
-    one.add_argument(
-        "--half", choices=("both", "tuning", "held_out"), default="both", help="only the episodes of this half"
-    )
+    one.add_argument("--half", choices=log.HALVES, default="both", help="only the episodes of this half")
     one.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these, by name, e.g. off 'dtp 0.5'")
     one.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="constants of every arm that prunes")
     one.add_argument("--no-docker", action="store_true", help="run the benchmark here, not in its container")

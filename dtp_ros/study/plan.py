@@ -19,7 +19,6 @@ from dtp_ros.study import log
 from dtp_ros.study.server import DtpModelServer
 
 LOG = "episodes.jsonl"
-HALVES = ("both", "tuning", "held_out")
 ANSWER_TIMEOUT = 600.0  # s for one step of the policy: a large model on a CPU, or behind other shards
 _SERVER_KEYS = ("host", "port", "log", "arm")
 
@@ -44,7 +43,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         require_integer("shards", self.shards, 1, 1024)
-        require_choice("half", self.half, HALVES)
+        require_choice("half", self.half, log.HALVES)
         if self.episodes is not None:
             require_integer("episodes", self.episodes, 1, 10**6)
 
