@@ -19,7 +19,7 @@ INSTRUCTION ?=
 EPISODE ?= 3
 STEPS ?= 60
 
-.PHONY: demo test test-all lint venv train bench study success-table expert-table region-table clean help
+.PHONY: demo test test-all lint venv train bench study evidence success-table expert-table region-table clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -84,6 +84,9 @@ study: $(STAMP) ## whether pruning helps the tabletop policy: sweep, ablation, a
 	$(BIN)/python -m dtp_ros.study.main sweep --out out/study
 	$(BIN)/python -m dtp_ros.study.main ablate --out out/study
 	$(BIN)/python -m dtp_ros.study.main attention --log out/study/episodes.jsonl --out out/study
+
+evidence: $(STAMP) ## add LOGS="..." of a study to docs/evidence, and make its logs, reports, figures and tables anew
+	$(BIN)/python tools/publish_evidence.py $(LOGS)
 
 region-table: $(STAMP) ## whether DTP's important region holds what the task is about
 	$(BIN)/python tools/region_table.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
