@@ -66,7 +66,7 @@ $(OLDEST)/.ready: requirements/oldest.txt
 	@touch $@
 
 train: $(STAMP) ## the tabletop policy from nothing, an hour and a half on 2 cores; goes on where it was interrupted
-	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.study.train_tabletop
+	OMP_WAIT_POLICY=passive $(BIN)/python -m dtp_ros.training.main
 
 bench: $(STAMP) ## time and memory of a step (docs/performance.*), kinematics and memory while checkpoints load (out/bench)
 	$(BIN)/python tools/bench.py

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dtp_ros"
-# Lowest first. `study` is listed so that it has its place when it comes.
-ORDER = ["pruning", "widowx", "models", "engine", "sim", "study", "ros"]
+# Lowest first.
+ORDER = ["pruning", "widowx", "models", "engine", "sim", "training", "study", "ros"]
 MAY_IMPORT = {
     "pruning": set(),
     "widowx": set(),
     "models": {"pruning"},  # the constants in config/models are checked by PruningConfig
     "engine": {"pruning", "models"},
     "sim": {"widowx"},
+    "training": {"models", "widowx", "sim"},
     "study": {"pruning", "models", "engine", "widowx", "sim"},
     "ros": {"pruning", "models", "engine", "widowx", "sim"},
 }

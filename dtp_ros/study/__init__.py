@@ -1,1 +1,1 @@
-"""Training, and experiments on the tabletop without ROS."""
+"""Whether pruning helps a policy: benchmarks, arms, logs, statistics and reports, without ROS."""

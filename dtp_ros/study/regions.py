@@ -14,8 +14,8 @@ from dtp_ros.models.base import Observation
 from dtp_ros.pruning.config import PruningConfig
 from dtp_ros.sim.camera import HEIGHT, WIDTH, Camera
 from dtp_ros.sim.layout import Layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tabletop import CONTROL_PERIOD
-from dtp_ros.study.lockstep import LockStep
 
 PLACES = ("source", "target", "gripper")
 

@@ -14,9 +14,9 @@ from vla_eval.protocol.numpy_codec import set_image_format
 from dtp_ros.errors import require_choice, require_integer
 from dtp_ros.sim.arm import GRIPPER_CLOSED, GRIPPER_OPEN
 from dtp_ros.sim.layout import Layout, random_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tabletop import CONTROL_PERIOD, Tabletop
 from dtp_ros.sim.tasks import MAX_DISTRACTORS, SETTINGS, TASKS
-from dtp_ros.study.lockstep import LockStep
 from dtp_ros.widowx.semantics import bridge_state
 
 SETTLED = 5  # control periods that a success must last, as in tools/success_table.py

@@ -25,8 +25,8 @@ from dtp_ros.ros.conversions import header_to_ros, joint_state_to_ros, stamp_fro
 from dtp_ros.ros.expert_node import LOST_AFTER, ExpertNode
 from dtp_ros.sim.expert import Scene, expert_action, scene_of
 from dtp_ros.sim.layout import fixed_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tasks import TASKS
-from dtp_ros.study.lockstep import LockStep
 from dtp_ros.widowx.kinematics import forward, robot
 
 DOMAIN = 96

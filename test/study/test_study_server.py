@@ -14,8 +14,8 @@ from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.errors import ActionDecodeError, ConfigError
 from dtp_ros.models.base import Observation
 from dtp_ros.models.registry import load_adapter
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.study import log
-from dtp_ros.study.lockstep import LockStep
 from dtp_ros.study.server import Constants, DtpModelServer, series
 from dtp_ros.study.tabletop_benchmark import TabletopBenchmark, study_layout
 

@@ -7,8 +7,8 @@ from vla_eval.recording import NullEpisodeRecorder
 from dtp_ros.errors import ConfigError
 from dtp_ros.sim.expert import expert_action, scene_of
 from dtp_ros.sim.layout import fixed_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tasks import SETTINGS, TASKS
-from dtp_ros.study.lockstep import LockStep
 from dtp_ros.study.tabletop_benchmark import SETTLED, TabletopBenchmark, study_layout
 
 

@@ -14,12 +14,12 @@ from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.tabletop import TabletopAdapter, write_checkpoint
 from dtp_ros.pruning.config import PruningConfig
 from dtp_ros.sim.tasks import TASKS
-from dtp_ros.study import train_tabletop
-from dtp_ros.study.demonstrations import Frames, demonstrations
-from dtp_ros.study.objective import Batches, Objective
-from dtp_ros.study.rollouts import BatchPolicy
-from dtp_ros.study.shards import read_shards, require_made, save_shard, shard_path, write_shards
-from dtp_ros.study.training import Trainer, TrainingConfig
+from dtp_ros.training import main as training_main
+from dtp_ros.training.demonstrations import Frames, demonstrations
+from dtp_ros.training.objective import Batches, Objective
+from dtp_ros.training.rollouts import BatchPolicy
+from dtp_ros.training.shards import read_shards, require_made, save_shard, shard_path, write_shards
+from dtp_ros.training.trainer import Trainer, TrainingConfig
 
 OFF = PruningConfig(variant="off", relevance_layers=(1, 2), top_k=7, mask_schedule="per_step")
 
@@ -99,7 +99,7 @@ def test_figures_are_means_over_the_steps_that_were_run(network, config, tokeniz
 
 @pytest.mark.parametrize("option", ["--steps=0", "--workers=0", "--shards=0", "--seed=-1", "--choice-episodes=0"])
 def test_options_out_of_range_are_one_line(option, tmp_path, capsys):
-    assert train_tabletop.main([option, "--out", str(tmp_path)]) == 1
+    assert training_main.main([option, "--out", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train: ")
     assert option[2:].split("=")[0].replace("-", "_") in line
@@ -152,11 +152,11 @@ def _small(seed: int) -> Frames:
 @pytest.mark.long
 def test_make_train_from_nothing_in_small(tmp_path, monkeypatch, capsys):
     """Every stage with a handful of frames: the result loads and acts; asked again, nothing is done anew."""
-    monkeypatch.setattr(train_tabletop, "SHARD_FRAMES", 60)
-    monkeypatch.setattr(train_tabletop, "VALIDATION_SAMPLES", 64)
+    monkeypatch.setattr(training_main, "SHARD_FRAMES", 60)
+    monkeypatch.setattr(training_main, "VALIDATION_SAMPLES", 64)
     arguments = ["--out", str(tmp_path), "--steps", "10", "--shards", "2", "--own-shards", "1",
                  "--choice-episodes", "1", "--workers", "1"]  # fmt: skip
-    assert train_tabletop.main(arguments) == 0
+    assert training_main.main(arguments) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["frames"]["demonstrations"] >= 120
     assert report["frames"]["own episodes"] >= 60
@@ -168,7 +168,7 @@ def test_make_train_from_nothing_in_small(tmp_path, monkeypatch, capsys):
         Observation((np.zeros((480, 640, 3), np.uint8),), "put the carrot on the plate"), OFF, GenerationConfig()
     )
     assert result.chunk is not None
-    assert train_tabletop.main(arguments) == 0
+    assert training_main.main(arguments) == 0
     assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == weights
 
 

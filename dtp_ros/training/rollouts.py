@@ -14,10 +14,10 @@ from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.tabletop import TabletopAdapter
 from dtp_ros.models.tabletop_network import DIMENSIONS
 from dtp_ros.sim.layout import random_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tasks import TASKS
-from dtp_ros.study.demonstrations import Frames, Recorder, begin, training_layout
-from dtp_ros.study.lockstep import LockStep
-from dtp_ros.study.objective import Batch, prefix
+from dtp_ros.training.demonstrations import Frames, Recorder, begin, training_layout
+from dtp_ros.training.objective import Batch, prefix
 
 BATCH = 24  # tabletops at once
 Drive = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.float64]]

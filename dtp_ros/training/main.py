@@ -27,12 +27,12 @@ from dtp_ros.models.checkpoint import DEVICES, resolve_device
 from dtp_ros.models.tabletop import write_checkpoint
 from dtp_ros.models.tabletop_network import TabletopConfig, TabletopNetwork
 from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION
-from dtp_ros.study.curves import write_training_curve
-from dtp_ros.study.demonstrations import Frames, demonstrations
-from dtp_ros.study.objective import Batches, Objective, tabletop_tokenizer
-from dtp_ros.study.rollouts import own_demonstrations, success
-from dtp_ros.study.shards import process_pool, read_shard, read_shards, require_made, shard_path, write_shards
-from dtp_ros.study.training import Trainer, TrainingConfig
+from dtp_ros.training.curves import write_training_curve
+from dtp_ros.training.demonstrations import Frames, demonstrations
+from dtp_ros.training.objective import Batches, Objective, tabletop_tokenizer
+from dtp_ros.training.rollouts import own_demonstrations, success
+from dtp_ros.training.shards import process_pool, read_shard, read_shards, require_made, shard_path, write_shards
+from dtp_ros.training.trainer import Trainer, TrainingConfig
 
 OUT = Path("out/train")
 SHARD_FRAMES = 1000

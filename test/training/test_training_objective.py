@@ -8,8 +8,8 @@ import torch
 
 from dtp_ros.sim.instructions import phrases
 from dtp_ros.sim.tasks import TASKS
-from dtp_ros.study.demonstrations import TASK_NAMES
-from dtp_ros.study.objective import CENTRE, SPREAD, Batch, Batches, Objective
+from dtp_ros.training.demonstrations import TASK_NAMES
+from dtp_ros.training.objective import CENTRE, SPREAD, Batch, Batches, Objective
 
 
 @pytest.fixture

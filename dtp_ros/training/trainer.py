@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dtp_ros.errors import ConfigError, require_integer, require_range
 from dtp_ros.models.tabletop_network import TabletopNetwork
-from dtp_ros.study.objective import Batch, Batches, Objective, half_precision
+from dtp_ros.training.objective import Batch, Batches, Objective, half_precision
 
 _CLIP = 1.0
 

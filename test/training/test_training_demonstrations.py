@@ -6,9 +6,9 @@ from scipy.spatial.transform import Rotation
 
 from dtp_ros.sim.expert import expert_action, scene_of
 from dtp_ros.sim.layout import UNSEEN_TABLES, fixed_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tasks import EPISODES, TASKS
-from dtp_ros.study.demonstrations import Frames, Noise, demonstrations, training_layout
-from dtp_ros.study.lockstep import LockStep
+from dtp_ros.training.demonstrations import Frames, Noise, demonstrations, training_layout
 from dtp_ros.widowx.kinematics import forward, robot
 
 

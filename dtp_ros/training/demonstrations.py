@@ -22,8 +22,8 @@ from dtp_ros.sim.arm import GRIPPER_CLOSED, GRIPPER_OPEN, ROBOT, START_JOINTS
 from dtp_ros.sim.catalog import Item
 from dtp_ros.sim.expert import expert_action, expert_intent, gripper_yaw, scene_of
 from dtp_ros.sim.layout import PLAIN_POOL, Appearance, Layout, lookalikes, random_layout
+from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.sim.tasks import TASKS, Task
-from dtp_ros.study.lockstep import LockStep
 from dtp_ros.widowx.kinematics import inverse
 from dtp_ros.widowx.semantics import BRIDGE_DOWN
 

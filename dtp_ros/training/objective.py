@@ -25,7 +25,7 @@ from dtp_ros.models.tabletop import ACT_ID, UNKNOWN_ID, word_tokenizer
 from dtp_ros.models.tabletop_network import DIMENSIONS, TabletopConfig, TabletopNetwork
 from dtp_ros.sim.instructions import phrases
 from dtp_ros.sim.tasks import TASKS
-from dtp_ros.study.demonstrations import TASK_NAMES, Frames
+from dtp_ros.training.demonstrations import TASK_NAMES, Frames
 
 SOFT_BINS = 2.0  # sigma of the target over the bins
 POINTING_LAYER, REGRESSION_LAYER = 2, 3  # the residual stream after so many layers

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dtp_ros.errors import ConfigError
-from dtp_ros.study.demonstrations import Frames
+from dtp_ros.training.demonstrations import Frames
 
 
 def write_shards(folder: Path, seeds: Sequence[int], make: Callable[[int], Frames], workers: int, name: str) -> None:

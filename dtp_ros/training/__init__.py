@@ -1,0 +1,1 @@
+"""How the shipped tabletop policy was made: demonstrations, losses, the training, the choice of a checkpoint."""
