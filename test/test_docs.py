@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dtp_ros.models.registry import model_names
+from dtp_ros.models.registry import model_defaults, model_names
 from dtp_ros.ros.policy_metrics import DROP_CAUSES
 from dtp_ros.widowx.gate import CHECKS, GateConfig
 
@@ -45,3 +45,15 @@ def test_every_model_is_named_beside_the_parameter():
 def test_every_cause_of_a_dropped_image_is_listed():
     listed = (ROOT / "docs/interfaces.md").read_text().split("Dropped images are counted")[1].split("\n\n")[0]
     assert set(DROP_CAUSES) <= set(re.findall(r"`(\w+)`", listed))
+
+
+def test_the_method_page_has_the_constants_of_the_configurations():
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .*? \| (.*?) \|", (ROOT / "docs/method.md").read_text(), re.MULTILINE)
+    found = {name: cells for name, *cells in rows if name in model_defaults("nora")}
+    assert {"relevance_layers", "top_k", "sigma", "tolerance", "max_pruned", "mask_schedule"} <= found.keys()
+    for name, cells in found.items():
+        for model, cell in zip(("nora", "tabletop"), cells, strict=True):
+            value = model_defaults(model)[name]
+            said = cell.split(" (")[0].strip("`")
+            expected = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            assert said == expected, f"{name} of {model}"
