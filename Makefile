@@ -1,4 +1,4 @@
-# make demo: camera to command on a live ROS 2 graph.  make test: every check.  Each sets up .venv itself.
+# make demo: camera to command on a live ROS 2 graph.  make test: what CI runs.  Each sets up .venv itself.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -1,1 +1,1 @@
-"""The nodes. Nothing outside this folder imports from it, and only it imports rclpy."""
+"""The nodes. Nothing else in the package imports from it, or imports rclpy."""

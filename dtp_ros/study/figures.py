@@ -1,4 +1,4 @@
-"""Figures of a study. matplotlib is needed here only (requirements/study.txt)."""
+"""Figures of a study. Needs matplotlib (requirements/study.txt)."""
 
 from __future__ import annotations
 

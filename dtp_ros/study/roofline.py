@@ -5,13 +5,13 @@ cached ones through L layers of P weights in all (projections and MLP), H query 
 of one row through the K rows of the head that are action tokens, which are all that the engine reads of it:
 
     operations(n, m) = 2 n P + 4 n (m + n) H d L + 2 K hidden
-    bytes(n, m)      = b_w (P + K hidden) + 2 b_c (m + n) H_kv d L
+    bytes(n, m)      = b_w P + b_h K hidden + 2 b_c (m + n) H_kv d L
     seconds(n, m)    = max(operations / rate, bytes / bandwidth)
 
-b_w, b_c: bytes of a weight and of a cached number. The attention is counted in full, masks or not. Norms, rotations,
-softmax, activations, the choice of tokens and the start of kernels are left out: it is a lower bound, and a good guess
-where a pass is long against the start of its kernels. Rows that DTP captures cost n_p H d (m + n) operations in few
-layers, and are left out too.
+b_w, b_h, b_c: bytes of a weight of the layers, of one of the head, and of a cached number. The attention is counted in
+full, masks or not. Norms, rotations, softmax, activations, the choice of tokens and the start of kernels are left out:
+it is a lower bound, and a good guess where a pass is long against the start of its kernels. Rows that DTP captures cost
+n_p H d (m + n) operations in few layers, and are left out too.
 
 The passes of a step of T action tokens after a prompt of N, where DTP fires at every token:
 
@@ -37,14 +37,16 @@ FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are kept: bytes of a weight and of a cached number; arithmetic: FLOAT32 or BFLOAT16.
+    """How weights are kept; arithmetic: FLOAT32 or BFLOAT16.
 
-    int8 and int4 are weights alone, turned into bfloat16 on the way; the scales of their groups are left out.
+    weight_bytes: of a weight of the decoder's layers, which is all that int8 and int4 are for (`models/quantise.py`);
+    int4's with scale and offset, int8's without its one scale a row. number_bytes: of all other weights and of what is
+    cached.
     """
 
     name: str
     weight_bytes: float
-    cache_bytes: float
+    number_bytes: float
     arithmetic: str
 
 
@@ -52,7 +54,7 @@ PRECISIONS = (
     Precision("float32", 4.0, 4.0, FLOAT32),
     Precision("bfloat16", 2.0, 2.0, BFLOAT16),
     Precision("int8", 1.0, 2.0, BFLOAT16),
-    Precision("int4", 0.5, 2.0, BFLOAT16),
+    Precision("int4", 0.625, 2.0, BFLOAT16),
 )
 
 
@@ -104,17 +106,26 @@ class Transformer:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns an image into tokens, run once a step. float32: it is computed so, whatever the precision."""
+    """What turns an image into tokens, run once a step.
+
+    float32: it is kept and computed so, whatever the precision. idle: weights that are kept with it and not run.
+    """
 
     parameters: float
     operations: float
     float32: bool = False
+    idle: float = 0.0
 
     @classmethod
-    def vit(cls, layers: Transformer, tokens: int, other_parameters: float = 0.0) -> Encoder:
-        """A vision transformer over `tokens` patches; other weights (patches, projector) run once for each of them."""
-        operations = layers.operations(tokens) + 2 * tokens * other_parameters
-        return cls(layers.parameters + other_parameters, operations)
+    def vit(
+        cls, layers: Transformer, tokens: int, other: float = 0.0, *, float32: bool = False, idle: float = 0.0
+    ) -> Encoder:
+        """A vision transformer over `tokens` patches, with `other` weights that run once for each (its projector)."""
+        return cls(layers.parameters + other, layers.operations(tokens) + 2 * tokens * other, float32, idle)
+
+    def weight_bytes(self, precision: Precision) -> float:
+        """Bytes of a weight."""
+        return 4.0 if self.float32 else precision.number_bytes
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class Vla:
     """A model: its decoder, vocabulary, encoders, and the tokens of one step.
 
     choices: K, action and end tokens. prompt_tokens: N, with the image's. action_tokens: T.
-    tied: embedding and head are one matrix. idle_parameters: weights that are kept and not run in a step.
+    tied: embedding and head are one matrix.
     """
 
     name: str
@@ -133,7 +144,6 @@ class Vla:
     action_tokens: int
     encoders: Sequence[Encoder] = field(default_factory=tuple)
     tied: bool = False
-    idle_parameters: float = 0.0
 
     @property
     def head_parameters(self) -> int:
@@ -141,26 +151,30 @@ class Vla:
         return self.choices * self.decoder.hidden
 
     @property
+    def table_parameters(self) -> int:
+        """Weights of embedding and head."""
+        return self.vocabulary * self.decoder.hidden * (1 if self.tied else 2)
+
+    @property
     def parameters(self) -> float:
         """All weights."""
-        tables = self.vocabulary * self.decoder.hidden * (1 if self.tied else 2)
-        return self.decoder.parameters + tables + sum(e.parameters for e in self.encoders) + self.idle_parameters
+        return self.decoder.parameters + self.table_parameters + sum(e.parameters + e.idle for e in self.encoders)
 
     def memory(self, precision: Precision) -> float:
-        """Bytes of all weights and of the cache of a step; encoders in half precision at least."""
-        encoders = sum(e.parameters * _encoder_bytes(e, precision) for e in self.encoders)
-        rest = self.parameters - sum(e.parameters for e in self.encoders)
-        tokens = self.prompt_tokens + self.action_tokens
-        return encoders + rest * precision.weight_bytes + self.decoder.cached_numbers(tokens) * precision.cache_bytes
+        """Bytes of all weights and of the cache of a step."""
+        encoders = sum((e.parameters + e.idle) * e.weight_bytes(precision) for e in self.encoders)
+        cached = self.decoder.cached_numbers(self.prompt_tokens + self.action_tokens)
+        layers = self.decoder.parameters * precision.weight_bytes
+        return encoders + layers + (self.table_parameters + cached) * precision.number_bytes
 
 
 def pass_seconds(vla: Vla, machine: Machine, precision: Precision, rows: int, cached: int) -> float:
     """Seconds of a pass of `rows` new tokens after `cached` ones, to the logits of one row."""
     decoder = vla.decoder
     operations = decoder.operations(rows, cached) + 2 * vla.head_parameters
-    weights = precision.weight_bytes * (decoder.parameters + vla.head_parameters)
-    cache = precision.cache_bytes * decoder.cached_numbers(cached + rows)
-    return machine.seconds(operations, weights + cache, precision.arithmetic)
+    numbers = vla.head_parameters + decoder.cached_numbers(cached + rows)
+    num_bytes = precision.weight_bytes * decoder.parameters + precision.number_bytes * numbers
+    return machine.seconds(operations, num_bytes, precision.arithmetic)
 
 
 def encoder_seconds(vla: Vla, machine: Machine, precision: Precision) -> float:
@@ -168,7 +182,7 @@ def encoder_seconds(vla: Vla, machine: Machine, precision: Precision) -> float:
     return sum(
         machine.seconds(
             encoder.operations,
-            encoder.parameters * _encoder_bytes(encoder, precision),
+            encoder.parameters * encoder.weight_bytes(precision),
             FLOAT32 if encoder.float32 else precision.arithmetic,
         )
         for encoder in vla.encoders
@@ -205,7 +219,3 @@ def step_seconds(vla: Vla, machine: Machine, precision: Precision, mode: str, ac
     for rows, cached, times in passes(mode, vla.prompt_tokens, vla.action_tokens, accepted):
         total += times * pass_seconds(vla, machine, precision, rows, cached)
     return total
-
-
-def _encoder_bytes(encoder: Encoder, precision: Precision) -> float:
-    return 4.0 if encoder.float32 else max(precision.weight_bytes, 2.0)

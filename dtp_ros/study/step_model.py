@@ -40,8 +40,7 @@ _QWEN_MERGER = (5120 * 5120 + 5120 * 2048) / 4  # runs once for four patches
 # ZoeDepth (BEiT-L at 384 pixels) and Emu3's image encoder (a clip of four frames of 256 pixels): weights and operations
 # as torch's FlopCounterMode counts them; the test counts again.
 _ZOE = Encoder(0.3333e9, 509.9e9)
-_EMU_ENCODER = Encoder(0.1095e9, 3562e9, float32=True)
-_EMU_REST = 0.2707e9 - 0.1095e9
+_EMU_ENCODER = Encoder(0.1095e9, 3562e9, float32=True, idle=0.2707e9 - 0.1095e9)
 
 MODELS = (
     Vla(
@@ -50,8 +49,7 @@ MODELS = (
     ),
     Vla(
         "nora", Transformer(36, 2048, 16, 2, 128, 11008), 153713, 2050, prompt_tokens=97, action_tokens=7, tied=True,
-        encoders=(Encoder.vit(_QWEN_VISION, 256, 2 * 3 * 14 * 14 * 1280 + _QWEN_MERGER),),
-        idle_parameters=3 * _QWEN_MERGER,
+        encoders=(Encoder.vit(_QWEN_VISION, 256, 2 * 3 * 14 * 14 * 1280 + _QWEN_MERGER, idle=3 * _QWEN_MERGER),),
     ),
     Vla(
         "spatialvla", Transformer(26, 2304, 8, 4, 256, 9216), 265347, 8194, prompt_tokens=276, action_tokens=12,
@@ -59,7 +57,7 @@ MODELS = (
     ),
     Vla(
         "univla", Transformer(32, 4096, 32, 8, 128, 14336), 184622, 1026, prompt_tokens=2084, action_tokens=8,
-        encoders=(_EMU_ENCODER,), idle_parameters=_EMU_REST,
+        encoders=(_EMU_ENCODER,),
     ),
     Vla(
         "openvla", Transformer(32, 4096, 32, 32, 128, 11008), 32064, 256, prompt_tokens=285, action_tokens=7,
@@ -70,7 +68,7 @@ MODELS = (
     ),
     Vla(
         "pi0_fast", Transformer(18, 2048, 8, 1, 256, 16384), 257152, 1025, prompt_tokens=310, action_tokens=40,
-        tied=True, encoders=(Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 1152 * 2048),),
+        tied=True, encoders=(Encoder.vit(_SIGLIP, 256, _SIGLIP_PATCHES + 1152 * 2048, float32=True),),
     ),
 )  # fmt: skip
 

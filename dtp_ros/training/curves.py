@@ -1,4 +1,4 @@
-"""Plots of what was measured. matplotlib is needed here only (requirements/dev.txt)."""
+"""Plots of a training. Needs matplotlib (requirements/study.txt)."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1():
 
 
 def steps_without_ros(task):
-    """What study.LockStep, which has no nodes, needs for the same episode."""
+    """What sim.LockStep, which has no nodes, needs for the same episode."""
     episode = LockStep(fixed_layout(task, 5))
     try:
         while not episode.table.success():

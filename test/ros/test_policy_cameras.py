@@ -20,7 +20,7 @@ from dtp_ros.ros.policy_inputs import PolicyInputs
 from dtp_ros.ros.policy_metrics import Figures
 
 DOMAIN = 80
-# robot.md: neutral joints of the wx250s, and where they hold the gripper.
+# The wx250s in BridgeData's neutral posture, and where that holds the gripper.
 NEUTRAL = [-0.13192235, -0.76238847, 0.44485444, -0.01994175, 1.7564081, -0.15953401]
 NEUTRAL_POSITION = [0.1202, -0.0191, 0.2467]
 JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]

@@ -11,7 +11,7 @@ from dtp_ros.models.registry import load_adapter, model_names
 
 DOMAIN = 76
 INSTRUCTION = "put the carrot on the plate"
-# robot.md: neutral joints of the wx250s, and an open hand.
+# The wx250s in BridgeData's neutral posture, hand open.
 JOINTS = {
     "waist": -0.13192235, "shoulder": -0.76238847, "elbow": 0.44485444, "forearm_roll": -0.01994175,
     "wrist_angle": 1.7564081, "wrist_rotate": -0.15953401, "left_finger": 0.037, "right_finger": -0.037,

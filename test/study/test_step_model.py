@@ -18,6 +18,7 @@ from dtp_ros.study.roofline import (
     FLOAT32,
     MODES,
     PRECISIONS,
+    Encoder,
     Machine,
     Transformer,
     Vla,
@@ -59,7 +60,14 @@ def test_a_pass_counted_by_hand():
     assert pass_seconds(SMALL, machine(1e9, 1.0), HALF, 3, 5) == operations
     assert pass_seconds(SMALL, machine(1.0, 1e9), HALF, 3, 5) == num_bytes
     assert SMALL.parameters == 288 + 80
-    assert SMALL.memory(HALF) == 2 * 368 + 2 * 2 * (2 * 11 * 1 * 2)
+    cache = 2 * 2 * (2 * 11 * 1 * 2)
+    assert SMALL.memory(HALF) == 2 * 368 + cache
+    # Only the layers are quantised: int8 has a byte a weight, int4 five bits. 3 weights that idle, 4 in float32.
+    int8, int4 = (next(p for p in PRECISIONS if p.name == name) for name in ("int8", "int4"))
+    seeing = replace(SMALL, encoders=(Encoder(7, 1.0, idle=3), Encoder(4, 1.0, float32=True)))
+    assert seeing.memory(int8) == 288 + 2 * 80 + 2 * 10 + 4 * 4 + cache
+    assert seeing.memory(int4) == 180 + 2 * 80 + 2 * 10 + 4 * 4 + cache
+    assert pass_seconds(seeing, machine(1.0, 1e9), int4, 3, 5) == 180 + 2 * 20 + 2 * 2 * (2 * 8 * 1 * 2)
 
 
 def test_passes_counted_by_hand():
@@ -240,7 +248,7 @@ def test_the_machine_at_hand_is_measured():
 
 
 def test_what_does_not_fit_is_said():
-    lines = list(table([replace(MACHINES[1], memory=10e9)], [BY_NAME["univla"]], PRECISIONS))
+    lines = list(table([replace(MACHINES[1], memory=12e9)], [BY_NAME["univla"]], PRECISIONS))
     rows = [line for line in lines if line.startswith("| univla")]
     assert [("does not fit" in row) for row in rows] == [True, True, False, False]
 

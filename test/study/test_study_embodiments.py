@@ -69,7 +69,7 @@ def test_the_libero_state_is_that_which_the_adapter_turns_back(vector):
 
 
 def test_the_simpler_state_is_bridges():
-    # robot.md: with the gripper pointing straight down (a quarter turn about y) Bridge's angles are zero.
+    # With the gripper pointing straight down (a quarter turn about y) Bridge's angles are zero.
     down = quaternion_of_euler(0.0, math.pi / 2, 0.0)
     seen = {"images": {"primary": IMAGE}, "states": np.array([0.3, 0.1, 0.2, *down, 0.25])}
     state = embodiment("simpler_widowx").observe(seen, 1, with_state=True, step=0).state

@@ -24,7 +24,7 @@ def translation(vector):
 
 
 def oracle(action, measured, commanded, reference, low, high):
-    """robot.md, line by line."""
+    """Limits, turns about fixed axes through the pivot, and the pose that they start from, by matrices alone."""
     step = np.clip(action[:6], [-0.05] * 3 + [-0.25] * 3, [0.05] * 3 + [0.25] * 3)
     move = translation(step[:3])
     move[:3, :3] = rotation("z", step[5]) @ rotation("y", step[4]) @ rotation("x", step[3])
