@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtp_ros.errors import DtpError
+from dtp_ros.sim.tasks import SETTINGS
 from dtp_ros.study import comparison, log, outcomes
 from dtp_ros.study.attention import write_attention
 from dtp_ros.study.comparison import BASELINE
 from dtp_ros.study.log import Episode, LogError
 from dtp_ros.study.report import write_reports
-from dtp_ros.study.tables import number, p_value, percent, points, table
+from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "evidence"
+OVERVIEW = "All settings at a glance"
 HEADER = (
     "arm", "success", "grasp", f"difference to `{BASELINE}`, points", "gained / lost", "p (exact McNemar)",
     "steps that prune", "tokens pruned a step", "entropy, refined - clean (nats)",
@@ -86,14 +88,31 @@ def write_logs(episodes: Sequence[Episode]) -> None:
 
 
 def write_tables(page: Path, episodes: Sequence[Episode]) -> None:
-    """Put each setting's table in the place of the one in its section. Raises LogError where there is none."""
+    """Put each table in the place of the one in its section. Raises LogError where there is none."""
     text = page.read_text(encoding="utf-8")
-    for benchmark, members in of_benchmarks(episodes).items():
-        pattern = rf"(?ms)^### {setting_of(benchmark)}\n(?:(?!^#).)*?(?P<table>^\| arm \|.*?\n)\n"
-        if (section := re.search(pattern, text)) is None:
-            raise LogError(f"{page} has no section '### {setting_of(benchmark)}' with a table that begins '| arm |'")
-        text = text[: section.start("table")] + summary_table(members) + "\n" + text[section.end("table") :]
+    tables = {OVERVIEW: overview_table(episodes)}
+    tables |= {setting_of(name): summary_table(members) for name, members in of_benchmarks(episodes).items()}
+    for title, new in tables.items():
+        section = re.search(rf"(?ms)^### {title}\n(?:(?!^#).)*?(?P<table>^\| arm \|.*?\n)\n", text)
+        if section is None:
+            raise LogError(f"{page} has no section '### {title}' with a table that begins '| arm |'")
+        text = text[: section.start("table")] + new + "\n" + text[section.end("table") :]
     page.write_text(text, encoding="utf-8")
+
+
+def overview_table(episodes: Sequence[Episode]) -> str:
+    """A row an arm, a column a setting, and one for those episodes of all settings that every arm has."""
+    settings = of_benchmarks(episodes)
+    columns = {name: settings[f"tabletop_{name}"] for name in SETTINGS if f"tabletop_{name}" in settings}
+    columns["all settings"] = list(comparison.shared(episodes).episodes)
+    rows = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
+    for members in columns.values():
+        summaries = comparison.summaries(members)
+        differences = {found.arm: points(found.test.difference) for found in comparison.versus(members, [BASELINE])}
+        for arm, row in rows.items():
+            first = percent(summaries[arm].figures["success"]) if arm == BASELINE else MISSING
+            row.append(differences.get(arm, first))
+    return table(["arm", *columns], rows.values())
 
 
 def summary_table(episodes: Sequence[Episode]) -> str:
