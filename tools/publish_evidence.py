@@ -12,7 +12,7 @@ import lzma
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dtp_ros.errors import DtpError
@@ -26,6 +26,8 @@ from dtp_ros.study.tables import MISSING, number, p_value, percent, points, tabl
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "evidence"
 OVERVIEW = "All settings at a glance"
+VARIANTS, HIDDEN = "variants", "hidden_tokens"  # what was tried beside the study, each with a log of its own
+BESIDE_VARIANTS = ("dtp 0.25", "dtp 0.5")
 HEADER = (
     "arm", "success", "grasp", f"difference to `{BASELINE}`, points", "gained / lost", "p (exact McNemar)",
     "steps that prune", "tokens pruned a step", "entropy, refined - clean (nats)",
@@ -39,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         published = whole(log.read([*sorted(FOLDER.glob("*.jsonl.xz")), *options.log]))
-        write_tables(FOLDER.with_suffix(".md"), published)  # first: it names a section that is missing
-        write_logs(published)
+        parts = grouped(published, part_of)
+        write_tables(FOLDER.with_suffix(".md"), parts)  # first: it names a section that is missing
+        write_logs(parts)
         for path in [*FOLDER.glob("*.md"), *FOLDER.glob("*.png")]:
             path.unlink()
         outcomes.write(FOLDER / "outcomes.json", published)
-        for path in [*write_reports(published, FOLDER), *write_attention(published, BASELINE, FOLDER)]:
+        study = [episode for name, members in parts.items() if name in SETTINGS for episode in members]
+        for path in [*write_reports(study, FOLDER), *write_attention(study, BASELINE, FOLDER)]:
             print(path)
     except (DtpError, OSError) as error:
         print(f"publish_evidence: {error}", file=sys.stderr)
@@ -52,59 +56,85 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def part_of(episode: Episode) -> str:
+    """The published log that an episode belongs to: its setting's, or one of what was tried beside the study."""
+    if episode.setup["checkpoint"] != "shipped":
+        return HIDDEN
+    return VARIANTS if "=" in episode.arm else setting_of(episode)
+
+
+def setting_of(episode: Episode) -> str:
+    """`lookalike` of `tabletop_lookalike`."""
+    return episode.benchmark.removeprefix("tabletop_")
+
+
+def grouped(episodes: Sequence[Episode], key: Callable[[Episode], str]) -> dict[str, list[Episode]]:
+    """Episodes by `key`, in its order."""
+    return {name: [e for e in episodes if key(e) == name] for name in sorted({key(e) for e in episodes})}
+
+
 def whole(episodes: Sequence[Episode]) -> list[Episode]:
-    """Without the arms of a benchmark that lack episodes of its baseline; what is left out is printed."""
+    """Without the arms that lack episodes of their baseline; what is left out is printed.
+
+    A variant may have one half of them, on which it was tried or confirmed.
+    """
     kept: list[Episode] = []
-    for benchmark, members in of_benchmarks(episodes).items():
-        wanted = {e.key for e in members if e.arm == BASELINE}
+    for name, members in grouped(episodes, lambda e: f"{e.benchmark}, {e.setup['checkpoint']}").items():
+        wanted = {e.key: e.held_out for e in members if e.arm == BASELINE}
+        halves = [{key for key, held_out in wanted.items() if held_out == half} for half in (False, True)]
         for arm in log.arms(members):
             own = [e for e in members if e.arm == arm]
-            if wanted and {e.key for e in own} == wanted:
+            keys = {e.key for e in own}
+            if wanted and (keys == wanted.keys() or ("=" in arm and keys in halves)):
                 kept += own
             else:
-                print(f"left out: {benchmark}, {arm}: {len(own)} episodes where {BASELINE} has {len(wanted)}")
+                print(f"left out: {name}, {arm}: {len(own)} episodes where {BASELINE} has {len(wanted)}")
     return kept
 
 
-def of_benchmarks(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    """Episodes by benchmark, which is a setting here."""
-    return {name: [e for e in episodes if e.benchmark == name] for name in sorted({e.benchmark for e in episodes})}
-
-
-def setting_of(benchmark: str) -> str:
-    """`lookalike` of `tabletop_lookalike`."""
-    return benchmark.removeprefix("tabletop_")
-
-
-def write_logs(episodes: Sequence[Episode]) -> None:
-    """A packed log a setting."""
-    for benchmark, members in of_benchmarks(episodes).items():
+def write_logs(parts: Mapping[str, Sequence[Episode]]) -> None:
+    """A packed log a part."""
+    for name, members in parts.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "episodes.jsonl"
             for episode in members:
                 log.append(path, episode)
             packed = lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
-        (FOLDER / f"{setting_of(benchmark)}.jsonl.xz").write_bytes(packed)
+        (FOLDER / f"{name}.jsonl.xz").write_bytes(packed)
 
 
-def write_tables(page: Path, episodes: Sequence[Episode]) -> None:
+def write_tables(page: Path, parts: Mapping[str, Sequence[Episode]]) -> None:
     """Put each table in the place of the one in its section. Raises LogError where there is none."""
     text = page.read_text(encoding="utf-8")
-    tables = {OVERVIEW: overview_table(episodes)}
-    tables |= {setting_of(name): summary_table(members) for name, members in of_benchmarks(episodes).items()}
-    for title, new in tables.items():
-        section = re.search(rf"(?ms)^### {title}\n(?:(?!^#).)*?(?P<table>^\| arm \|.*?\n)\n", text)
+    for title, new in tables(parts).items():
+        section = re.search(rf"(?ms)^### {re.escape(title)}\n(?:(?!^#).)*?(?P<table>^\| arm \|.*?\n)\n", text)
         if section is None:
             raise LogError(f"{page} has no section '### {title}' with a table that begins '| arm |'")
         text = text[: section.start("table")] + new + "\n" + text[section.end("table") :]
     page.write_text(text, encoding="utf-8")
 
 
-def overview_table(episodes: Sequence[Episode]) -> str:
+def tables(parts: Mapping[str, Sequence[Episode]]) -> dict[str, str]:
+    """Every table of the page by the title of its section."""
+    settings = {name: parts[name] for name in SETTINGS if name in parts}
+    found = {OVERVIEW: overview_table(settings)}
+    found |= {name: summary_table(members) for name, members in settings.items()}
+    for name, members in grouped(parts.get(VARIANTS, []), setting_of).items():
+        beside = [e for e in settings[name] if e.arm in (BASELINE, *BESIDE_VARIANTS)]
+        for half in (False, True):
+            shown = [e for e in members if e.held_out == half]
+            if shown:
+                title = f"Variants in {name}, {log.HALVES[1 + half].replace('_', '-')} half"
+                found[title] = summary_table([*(e for e in beside if e.held_out == half), *shown])
+    for name, members in grouped(parts.get(HIDDEN, []), setting_of).items():
+        found[f"Trained with hidden tokens, {name}"] = summary_table(members)
+    return found
+
+
+def overview_table(settings: Mapping[str, Sequence[Episode]]) -> str:
     """A row an arm, a column a setting, and one for those episodes of all settings that every arm has."""
-    settings = of_benchmarks(episodes)
-    columns = {name: settings[f"tabletop_{name}"] for name in SETTINGS if f"tabletop_{name}" in settings}
-    columns["all settings"] = list(comparison.shared(episodes).episodes)
+    episodes = [episode for members in settings.values() for episode in members]
+    columns = {**settings, "all settings": comparison.shared(episodes).episodes}
     rows = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
     for members in columns.values():
         summaries = comparison.summaries(members)
@@ -116,7 +146,7 @@ def overview_table(episodes: Sequence[Episode]) -> str:
 
 
 def summary_table(episodes: Sequence[Episode]) -> str:
-    """A row an arm, over all tasks of a setting."""
+    """A row an arm, over all tasks."""
     summaries = comparison.summaries(episodes)
     tests = {found.arm: found.test for found in comparison.versus(episodes, [BASELINE])}
     rows = []
