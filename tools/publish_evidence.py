@@ -1,7 +1,7 @@
 """`make evidence LOGS="out/study/episodes.jsonl ..."`: add logs of a study to docs/evidence, and make all of it anew.
 
 Writes each setting's log (`<setting>.jsonl.xz`), reports, figures and outcomes, and the tables of docs/evidence.md. An
-arm is published when it has all episodes that `off` has; others are named and left for later. Sentences are not written
+arm is published when it and `off` have all episodes; others are named and left for later. Sentences are not written
 here: read them again after each run.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dtp_ros.errors import DtpError
-from dtp_ros.sim.tasks import SETTINGS
+from dtp_ros.sim.tasks import SETTINGS, TASKS
 from dtp_ros.study import comparison, log, outcomes
 from dtp_ros.study.attention import write_attention
 from dtp_ros.study.comparison import BASELINE
@@ -27,6 +27,7 @@ from dtp_ros.study.tables import MISSING, number, p_value, percent, points, tabl
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "evidence"
 OVERVIEW = "All settings at a glance"
 VARIANTS, HIDDEN = "variants", "hidden_tokens"  # what was tried beside the study, each with a log of its own
+PER_TASK = 100  # episodes
 BESIDE_VARIANTS = ("dtp 0.25", "dtp 0.5")
 HEADER = (
     "arm", "success", "grasp", f"difference to `{BASELINE}`, points", "gained / lost", "p (exact McNemar)",
@@ -79,16 +80,17 @@ def whole(episodes: Sequence[Episode]) -> list[Episode]:
     A variant may have one half of them, on which it was tried or confirmed.
     """
     kept: list[Episode] = []
+    count = PER_TASK * len(TASKS)
     for name, members in grouped(episodes, lambda e: f"{e.benchmark}, {e.setup['checkpoint']}").items():
         wanted = {e.key: e.held_out for e in members if e.arm == BASELINE}
         halves = [{key for key, held_out in wanted.items() if held_out == half} for half in (False, True)]
         for arm in log.arms(members):
             own = [e for e in members if e.arm == arm]
             keys = {e.key for e in own}
-            if wanted and (keys == wanted.keys() or ("=" in arm and keys in halves)):
+            if len(wanted) == count and (keys == wanted.keys() or ("=" in arm and keys in halves)):
                 kept += own
             else:
-                print(f"left out: {name}, {arm}: {len(own)} episodes where {BASELINE} has {len(wanted)}")
+                print(f"left out: {name}, {arm}: {len(own)} of {count} episodes, {BASELINE}: {len(wanted)}")
     return kept
 
 
