@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from dtp_ros.study.step_model import processor
 
 Seconds = Mapping[str, Sequence[float]]
 BLOCK_BYTES = 1 << 29  # far beyond any cache
@@ -103,14 +103,9 @@ def set_threads(count: int | None) -> int:
 
 def machine(device: torch.device, dtype: str) -> dict[str, Any]:
     """What was measured on."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = (line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
-        processor = next((line.split(":")[1].strip() for line in names), processor)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": processor,
+        "processor": processor(torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),

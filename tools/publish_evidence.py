@@ -77,7 +77,7 @@ def grouped(episodes: Sequence[Episode], key: Callable[[Episode], str]) -> dict[
 def whole(episodes: Sequence[Episode]) -> list[Episode]:
     """Without the arms that lack episodes of their baseline; what is left out is printed.
 
-    A variant may have one half of them, on which it was tried or confirmed.
+    A variant may have one half of them, on which it was tried or confirmed. Raises LogError for arms of two machines.
     """
     kept: list[Episode] = []
     count = PER_TASK * len(TASKS)
@@ -91,6 +91,12 @@ def whole(episodes: Sequence[Episode]) -> list[Episode]:
                 kept += own
             else:
                 print(f"left out: {name}, {arm}: {len(own)} of {count} episodes, {BASELINE}: {len(wanted)}")
+        for arm, (parted, pairs) in comparison.parted_early(members, BASELINE).items():
+            if parted:
+                raise LogError(
+                    f"{name}, {arm}: {parted} of {pairs} episodes part from {BASELINE} before anything is pruned: they "
+                    "were run on different machines; run them on one"
+                )
     return kept
 
 

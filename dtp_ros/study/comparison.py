@@ -196,6 +196,16 @@ def versus(episodes: Sequence[Episode], against: Sequence[str]) -> list[Versus]:
     return [Versus(*item, p) for item, p in zip(found, corrected, strict=True)]
 
 
+def parted_early(episodes: Sequence[Episode], baseline: str) -> dict[str, tuple[int, int]]:
+    """Of each arm, the pairs with the baseline that part before anything is pruned (`log.parted_early`), and all."""
+    keys = {arm: {e.key for e in episodes if e.arm == arm} for arm in setups(episodes)}
+    found = {}
+    for arm in (arm for arm in keys if arm != baseline and keys[arm] & keys.get(baseline, set())):
+        pairs = log.paired(episodes, baseline, arm)
+        found[arm] = (sum(log.parted_early(*pair) for pair in pairs), len(pairs))
+    return found
+
+
 def choice(episodes: Sequence[Episode], baseline: str) -> Choice | None:
     """The fixed tolerance of most successes in the tuning half; of equal ones the larger. None without a candidate.
 

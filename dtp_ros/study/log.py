@@ -146,6 +146,19 @@ def paired(episodes: Iterable[Episode], first: str, second: str) -> list[tuple[E
     return [(one[key], other[key]) for key in keys]
 
 
+def parted_early(one: Episode, pruning: Episode) -> bool:
+    """Whether the second run of an episode does otherwise than the first, which prunes nothing, before it prunes.
+
+    On one machine none does: another processor adds up in another order, and some do not repeat themselves.
+    """
+    counts = pruning.series["pruned"]
+    steps = next((step for step, count in enumerate(counts) if count > 0), len(counts))
+    if pruning.setup.get("mask_schedule") == "per_step" or steps == len(counts):
+        steps += 1  # one mask a step: its clean pass is the same too; without any, both end at the same step
+    seen = [[_written(v) for v in e.series["entropy_clean"][:steps]] for e in (one, pruning)]
+    return seen[0] != seen[1]
+
+
 def by_task(episodes: Iterable[Episode]) -> dict[tuple[str, str], list[Episode]]:
     """Episodes by (benchmark, task)."""
     groups: dict[tuple[str, str], list[Episode]] = {}

@@ -97,7 +97,7 @@ def ablations(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 def sweep_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
     """Success against tolerance (the paper's Figure 4), and the choice of one (Eq. 9), in Markdown."""
-    parts = ["# Success against tolerance", *_what_was_run(episodes)]
+    parts = ["# Success against tolerance", *_what_was_run(episodes, baseline)]
     suites = comparison.suites(episodes)
     for suite, members in suites.items():
         of = f", {suite}" if len(suites) > 1 else ""
@@ -113,7 +113,7 @@ def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> st
     """The variants of the paper's Table 4, in Markdown; each is tested against no pruning and against DTP."""
     method = next(iter(comparison.fixed_tolerances(episodes)), None)
     against = [baseline, *([method] if method else [])]
-    parts = ["# What is pruned: the variants", *_what_was_run(episodes)]
+    parts = ["# What is pruned: the variants", *_what_was_run(episodes, baseline)]
     for title, section in comparison.sections(episodes).items():
         parts += [f"## {title}", _by_task(section, baseline), *_counts(section, method)]
         for name, group in comparison.groups(section, baseline).items():
@@ -121,7 +121,7 @@ def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> st
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
-def _what_was_run(episodes: Sequence[Episode]) -> list[str]:
+def _what_was_run(episodes: Sequence[Episode], baseline: str) -> list[str]:
     alike, differing = comparison.constants(episodes)
     first = [name for name in comparison.CHECKPOINT if name in alike]
     listed = [*first, *sorted(alike.keys() - set(first))]
@@ -134,6 +134,23 @@ def _what_was_run(episodes: Sequence[Episode]) -> list[str]:
         "## What was run",
         "\n".join(f"* {name.replace('_', ' ')}: {alike[name]}" for name in listed),
         table(["arm", "episodes", *(name.replace("_", " ") for name in names)], rows),
+        *_parted_early(episodes, baseline),
+    ]
+
+
+def _parted_early(episodes: Sequence[Episode], baseline: str) -> list[str]:
+    """Whether arms differ in what they prune alone, in words."""
+    found = comparison.parted_early(episodes, baseline)
+    if not found:
+        return []
+    said = f"Until an arm first prunes it must do what `{baseline}` does. "
+    pairs, parted = sum(pairs for _, pairs in found.values()), sum(count for count, _ in found.values())
+    if not parted:
+        return [f"{said}In all {pairs} pairs it did."]
+    which = ", ".join(f"`{arm}` ({count} of {own})" for arm, (count, own) in found.items() if count)
+    return [
+        f"{said}**In {parted} of {pairs} pairs it did not**: {which}. These were run on another processor, or on one "
+        "that does not repeat itself: what parts them is not pruning alone. Run both arms on one machine."
     ]
 
 

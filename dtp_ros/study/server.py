@@ -27,6 +27,7 @@ from dtp_ros.pruning.config import MAX_SEED, PruningConfig
 from dtp_ros.resources import share_file
 from dtp_ros.study import log
 from dtp_ros.study.embodiments import embodiment
+from dtp_ros.study.step_model import processor
 
 _PRUNING = {item.name for item in fields(PruningConfig)}
 _GENERATION = {"fast_grammar", "speculative", "ensemble", "ensemble_weight"}
@@ -124,6 +125,7 @@ class DtpModelServer(PredictModelServer):
         self._adapter = load_adapter(model, self._checkpoint, options=_shipped(options or {}), **how)
         if self._adapter.device.type == "cpu":
             torch.set_num_threads(1)  # the order of sums, and with it the last digit, depends on the number of threads
+        self._processor = processor(self._adapter.device)
         self._running: dict[str, _Running] = {}
         self._free: list[DtpPolicy] = []  # with their buffers, and on CUDA their captured graphs
         self._parameters = dict(parameters or {})
@@ -247,6 +249,7 @@ class DtpModelServer(PredictModelServer):
             "model": self._model,
             "checkpoint": self._checkpoint,
             "device": str(self._adapter.device.type),
+            "processor": self._processor,
             "dtype": str(self._adapter.dtype).removeprefix("torch."),
             **asdict(constants.pruning),
             **asdict(constants.generation),

@@ -8,6 +8,7 @@ what is printed where a sheet counts sparsity); see the source of each machine.
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -97,6 +98,17 @@ def measured_machine(device: torch.device, dtype: str = BFLOAT16, name: str = "t
     """
     rates = {kind: _product_rate(device, getattr(torch, kind)) for kind in (FLOAT32, BFLOAT16)}
     return Machine(name, _weight_bandwidth(device, getattr(torch, dtype)), rates, _memory(device), "measured")
+
+
+def processor(device: torch.device) -> str:
+    """What computes, by name: others add up in another order, and a last digit can end an episode another way."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _memory(device: torch.device) -> float:

@@ -154,6 +154,23 @@ def test_only_episodes_of_both_arms_are_paired():
         log.paired(first + second, "off", "dtp 2")
 
 
+def test_what_parts_before_anything_is_pruned_is_found():
+    def run(clean, pruned, schedule="per_step"):
+        series = {name: (0.0,) * len(clean) for name in log.SERIES} | {"entropy_clean": clean, "pruned": pruned}
+        return replace(EPISODE, setup={"mask_schedule": schedule}, series=series)
+
+    off = run((1.0, 2.0, math.nan, 4.0), (0.0,) * 4)
+    assert not log.parted_early(off, run((1.0, 2.0, math.nan, 4.0), (0.0,) * 4))
+    assert not log.parted_early(off, run((1.0, 2.0, math.nan, 9.0, 5.0), (0.0, 0.0, 3.0, 0.0, 0.0)))
+    assert log.parted_early(off, run((1.0, 2.0, 9.0, 9.0), (0.0, 0.0, 3.0, 0.0)))  # the clean pass of that very step
+    # A mask a token: clean figures of later tokens follow those that were generated again.
+    assert not log.parted_early(off, run((1.0, 2.0, 9.0, 9.0), (0.0, 0.0, 3.0, 0.0), "per_token"))
+    assert log.parted_early(off, run((1.0, 2.5, math.nan, 4.0), (0.0, 0.0, 3.0, 0.0), "per_token"))
+    assert log.parted_early(off, run((1.0, 2.0, math.nan), (0.0,) * 3))  # it ended earlier
+    assert log.parted_early(off, run((1.0, 2.0, math.nan, 4.0, 5.0), (0.0,) * 5, "per_token"))
+    assert not log.parted_early(off, run((1.0 + 1e-7, 2.0), (0.0, 1.0)))  # below the digits that a log keeps
+
+
 ENDINGS = st.dictionaries(
     st.tuples(
         st.sampled_from(["nora", "tabletop"]),

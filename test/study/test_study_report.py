@@ -226,6 +226,20 @@ def test_what_all_arms_share_is_listed_once(swept):
     assert [row["tolerance"] for row in rows] == ["-", "0.25", "0.5", "1", "-"]
 
 
+def test_arms_of_two_machines_are_named(sweep, swept):
+    pairs = sum(e.arm != "off" for e in sweep)
+    assert f"it must do what `off` does. In all {pairs} pairs it did." in swept
+    strange = [
+        replace(e, series=e.series | {"entropy_clean": (1.5, *e.series["entropy_clean"][1:])})
+        if e.arm == "dtp 1" and e.episode < 3
+        else e
+        for e in sweep
+    ]
+    own = sum(e.arm == "dtp 1" for e in sweep)
+    assert f"**In 3 of {pairs} pairs it did not**: `dtp 1` (3 of {own})." in report.sweep_report(strange)
+    assert "it must do what" not in report.sweep_report([e for e in sweep if e.arm != "off"])
+
+
 def test_two_settings_under_one_name_are_refused(sweep):
     mixed = [*sweep, episode("dtp 1", 99, True, setup=setup_of("dtp 1", tolerance=0.9))]
     with pytest.raises(log.LogError, match=r"'dtp 1' was run with tolerance = 1.0 and with 0.9"):

@@ -5,6 +5,7 @@ import time
 import anyio
 import numpy as np
 import pytest
+import torch
 from vla_eval.api import serve_background
 from vla_eval.connection import Connection
 from vla_eval.runners.sync_runner import SyncEpisodeRunner
@@ -96,6 +97,7 @@ def test_episodes_of_two_shards_are_those_of_the_policy_alone(served, adapter, p
         assert (episode.arm, episode.benchmark, episode.steps, episode.holds) == ("here", "bench", STEPS, 0)
         for key, value in parameters.items():
             assert episode.setup[key] == value
+        assert torch.backends.cpu.get_cpu_capability() in episode.setup["processor"]
     if parameters.get("tolerance"):
         assert any(sum(e.series["pruned"]) > 0 for e in logged.values()), "nothing was pruned: choose other episodes"
     path.unlink()
