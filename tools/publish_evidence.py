@@ -31,7 +31,7 @@ PER_TASK = 100  # episodes
 BESIDE_VARIANTS = ("dtp 0.25", "dtp 0.5")
 HEADER = (
     "arm", "success", "grasp", f"difference to `{BASELINE}`, points", "gained / lost", "p (exact McNemar)",
-    "steps that prune", "tokens pruned a step", "entropy, refined - clean (nats)",
+    "episodes that prune", "steps that prune", "tokens pruned a step", "entropy, refined - clean (nats)",
 )  # fmt: skip
 
 
@@ -165,7 +165,8 @@ def summary_table(episodes: Sequence[Episode]) -> str:
         if arm in tests:
             test = tests[arm]
             row += [points(test.difference), f"{test.gained} / {test.lost}", p_value(test.p)]
-            row += [percent(figures.get("fire_rate")), number(figures.get("pruned")), number(figures.get("change"))]
+            row += [percent(figures["pruning"]), percent(figures.get("fire_rate"))]
+            row += [number(figures.get("pruned")), number(figures.get("change"))]
         rows.append(row + [""] * (len(HEADER) - len(row)))
     return table(HEADER, rows)
 

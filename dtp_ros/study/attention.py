@@ -86,7 +86,8 @@ class Attention:
 
     models: what acted. region: the constants of the important region, where they are known. whole: means over whole
     episodes; common: over the steps that all episodes of a task have. pooled: whole episodes of all tasks as one group.
-    phases, common_phases: thirds of both, by `PHASES`.
+    phases, common_phases: thirds of both, by `PHASES`. held: both, of those episodes alone in which the right object
+    was ever held, or None where too few say so: failures that never get so far are of another phase of the task.
     """
 
     arm: str
@@ -99,6 +100,7 @@ class Attention:
     pooled: MannWhitney
     phases: tuple[Stratified, ...]
     common_phases: tuple[Stratified, ...]
+    held: tuple[Stratified, Stratified] | None
 
 
 def analyse(episodes: Iterable[Episode], arm: str = "off") -> Attention:
@@ -107,13 +109,13 @@ def analyse(episodes: Iterable[Episode], arm: str = "off") -> Attention:
     chosen = [episode for episode in given if episode.arm == arm]
     if not chosen:
         raise AttentionError(f"no episode was run under {arm!r} (there are: {', '.join(arms(given)) or 'none at all'})")
-    groups = [_grouped(*key, group) for key, group in sorted(by_task(chosen).items())]
-    tasks = [group for group in groups if group.is_comparable]
+    groups, tasks = _groups(chosen)
     if not tasks:
         counts = ", ".join(f"{g.task}: {len(g.failures)} and {len(g.successes)}" for g in groups)
         raise AttentionError(f"no task has {LEAST} failures and {LEAST} successes under {arm!r} ({counts})")
     pooled = mann_whitney(*([figure for task in tasks for figure in task.figures(_whole)[i]] for i in (0, 1)))
     assert isinstance(pooled, MannWhitney)
+    _, held = _groups([episode for episode in chosen if episode.grasped])
     return Attention(
         arm=arm,
         models=tuple(sorted({_model(episode) for episode in chosen})),
@@ -125,6 +127,7 @@ def analyse(episodes: Iterable[Episode], arm: str = "off") -> Attention:
         pooled=pooled,
         phases=tuple(_within(tasks, _third(i, common=False)) for i in range(3)),
         common_phases=tuple(_within(tasks, _third(i, common=True)) for i in range(3)),
+        held=(_within(held, _whole), _within(held, _common)) if held else None,
     )
 
 
@@ -153,6 +156,12 @@ def write_attention(episodes: Iterable[Episode], arm: str, out: Path) -> list[Pa
     text = out / f"{stem(arm)}.md"
     text.write_text(section(attention, [picture.name for picture in pictures]), encoding="utf-8")
     return [text, *pictures]
+
+
+def _groups(episodes: Sequence[Episode]) -> tuple[list[TaskEpisodes], list[TaskEpisodes]]:
+    """All tasks, and those that are comparable."""
+    groups = [_grouped(*key, group) for key, group in sorted(by_task(episodes).items())]
+    return groups, [group for group in groups if group.is_comparable]
 
 
 def _grouped(benchmark: str, task: str, episodes: Sequence[Episode]) -> TaskEpisodes:

@@ -29,8 +29,9 @@ difference. What failures do later it cannot see: if only whole episodes differ,
 
 _TOGETHER = """
 All tasks together. Within tasks: van Elteren's test, by ranks within each task, so that differences between tasks do
-not count. All episodes as one group is how the paper reads; there a task that fails often and looks different makes a
-difference between outcomes.
+not count. "Held" are the episodes in which the right object was ever held: failures that never got so far are in
+another phase of the task. All episodes as one group is how the paper reads; there a task that fails often and looks
+different makes a difference between outcomes.
 """
 
 _PHASES = """
@@ -95,11 +96,16 @@ def _together(attention: Attention) -> str:
     def row(name: str, steps: str, test: Stratified | MannWhitney) -> list[str]:
         return [name, steps, str(test.first), str(test.second), number(test.superiority), p_value(test.p)]
 
+    held = [
+        row("within tasks, held", steps, test)
+        for steps, test in zip(("all", "common"), attention.held or (), strict=False)
+    ]
     return table(
         ["compared", "steps", "failures", "successes", "P(failure > success)", "p"],
         [
             row("within tasks", "all", attention.whole.within),
             row("within tasks", "common", attention.common.within),
+            *held,
             row("all episodes as one group", "all", attention.pooled),
         ],
     )

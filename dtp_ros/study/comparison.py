@@ -41,9 +41,10 @@ class Group:
 class Summary:
     """An arm over some episodes.
 
-    figures: `success`, `grasp` (rates, 0 ... 1), the means over episodes of `FIGURES`, in their own units, `change`: of
-    refined minus clean entropy, nats, and `held`: the share of the policy's steps that gave no action, 0 ... 1. What
-    has no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
+    figures: `success`, `grasp`, `pruning`: whether anything was pruned (rates, 0 ... 1), the means over episodes of
+    `FIGURES`, in their own units, `change`: of refined minus clean entropy, nats, `first_change`: the same of the first
+    step, in which every arm sees the same, and `held`: the share of the policy's steps that gave no action, 0 ... 1.
+    What has no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
     """
 
     episodes: int
@@ -257,8 +258,10 @@ def _summary(episodes: Sequence[Episode]) -> Summary:
     if all(e.grasped is not None for e in episodes):
         found["grasp"] = statistics.wilson(sum(bool(e.grasped) for e in episodes), count)
     found["success"] = statistics.wilson(sum(e.success for e in episodes), count)
+    found["pruning"] = statistics.wilson(sum(any(e.series["pruned"]) for e in episodes), count)
     columns = {figure: [e.mean(figure) for e in episodes] for figure in FIGURES}
     columns["change"] = [e.mean("entropy_refined") - e.mean("entropy_clean") for e in episodes]
+    columns["first_change"] = [e.series["entropy_refined"][0] - e.series["entropy_clean"][0] for e in episodes]
     columns["held"] = [e.holds / len(e.series["pruned"]) for e in episodes]
     for figure, values in columns.items():
         finite = [value for value in values if math.isfinite(value)]

@@ -14,16 +14,18 @@ from dtp_ros.study.tables import MISSING, number, p_value, percent, points, tabl
 RANDOM = ("random_all", "random_unimportant")
 ABLATED = ("no_gaussian", *RANDOM)
 _COLUMNS = {
+    "pruning": "episodes with pruning",
     "fire_rate": "fire rate",
     "pruned": "pruned tokens",
     "entropy_clean": "entropy clean (nats)",
     "entropy_refined": "entropy refined (nats)",
     "change": "refined - clean (nats)",
+    "first_change": "the same, first step",
     "score_clean": "score clean",
     "score_refined": "score refined",
     "held": "steps without an action",
 }
-_RATES = ("fire_rate", "held")
+_RATES = ("pruning", "fire_rate", "held")
 _NOTES = """## How to read this
 
 * Every arm begins the same episodes in the same way, so that arms are compared episode by episode: `gained` are those \
@@ -38,7 +40,7 @@ the exact test may differ at the border, where the test is the stricter one.
 pruned tokens are the largest number of image tokens that were cut for one action token of a step. Entropy (Eq. 6) and \
 score (Eq. 7: 1 is certain, 0 knows nothing) are means over an episode's tokens, before and after pruning. Where runs \
 part, arms see different images: clean figures differ between arms too, and only `refined - clean` says what pruning \
-did at the same steps.
+did at the same steps; in the first step all arms see the same.
 * The random variants draw anew for each episode, step and token, from a fixed seed."""
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,21 @@ def episode(series, success, number=0, task="carrot", *, arm="off", benchmark="t
 def episodes(failures, successes, **about):
     rows = [(series, False) for series in failures] + [(series, True) for series in successes]
     return [episode(series, success, number, **about) for number, (series, success) in enumerate(rows)]
+
+
+def test_failures_that_never_held_the_object_can_be_left_out():
+    """They have less; those that held it have more than the successes."""
+    made = episodes([(1, 1), (1, 1), (9, 9), (8, 8), (7, 7)], [(4, 4), (5, 5), (6, 6, 3)])
+    chosen = [replace(e, grasped=e.success or min(e.series[FIGURE]) > 6) for e in made]
+    attention = analyse(chosen)
+    assert attention.whole.within.superiority.value == pytest.approx(9 / 15)
+    held = attention.held
+    assert [(test.first, test.second) for test in held] == [(3, 3)] * 2
+    assert [test.superiority.value for test in held] == [1.0, 1.0]
+    lines = [line for line in section(attention).splitlines() if line.startswith("| within tasks, held")]
+    assert [line.split(" | ")[1:4] for line in lines] == [["all", "3", "3"], ["common", "3", "3"]]
+    assert analyse(made).held is None
+    assert "within tasks, held" not in section(analyse(made))
 
 
 # Within strata

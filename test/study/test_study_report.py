@@ -226,6 +226,25 @@ def test_what_all_arms_share_is_listed_once(swept):
     assert [row["tolerance"] for row in rows] == ["-", "0.25", "0.5", "1", "-"]
 
 
+def test_episodes_with_pruning_are_counted_and_the_first_step_is_shown_apart(sweep):
+    strange = [
+        replace(
+            e,
+            series=e.series
+            | {"pruned": (0.0,) * 3, "entropy_refined": (e.series["entropy_clean"][0] + 0.25, 0.0, 0.0)},
+        )
+        if e.arm == "dtp 1" and e.episode % 4
+        else e
+        for e in sweep
+    ]
+    row = row_of(report.sweep_report(strange), "stack", "dtp 1", "episodes with pruning")
+    assert row["episodes with pruning"].startswith("25.0 %")
+    (first,) = re.findall(r"^(\S+) ", row["the same, first step"])
+    quarter = [e for e in strange if e.arm == "dtp 1" and e.task == "stack" and not e.episode % 4]
+    own = [e.series["entropy_refined"][0] - e.series["entropy_clean"][0] for e in quarter]
+    assert float(first) == pytest.approx(0.25 * 0.75 + 0.25 * sum(own) / len(own), abs=0.01)
+
+
 def test_arms_of_two_machines_are_named(sweep, swept):
     pairs = sum(e.arm != "off" for e in sweep)
     assert f"it must do what `off` does. In all {pairs} pairs it did." in swept
