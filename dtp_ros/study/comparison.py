@@ -198,12 +198,12 @@ def versus(episodes: Sequence[Episode], against: Sequence[str]) -> list[Versus]:
 
 
 def parted_early(episodes: Sequence[Episode], baseline: str) -> dict[str, tuple[int, int]]:
-    """Of each arm, the pairs with the baseline that part before anything is pruned (`log.parted_early`), and all."""
+    """Of each arm, the pairs with the baseline that part before anything is pruned, and those that could show it."""
     keys = {arm: {e.key for e in episodes if e.arm == arm} for arm in setups(episodes)}
     found = {}
     for arm in (arm for arm in keys if arm != baseline and keys[arm] & keys.get(baseline, set())):
-        pairs = log.paired(episodes, baseline, arm)
-        found[arm] = (sum(log.parted_early(*pair) for pair in pairs), len(pairs))
+        parted = [log.parted_early(*pair) for pair in log.paired(episodes, baseline, arm)]
+        found[arm] = (parted.count(True), len(parted) - parted.count(None))
     return found
 
 

@@ -146,17 +146,16 @@ def paired(episodes: Iterable[Episode], first: str, second: str) -> list[tuple[E
     return [(one[key], other[key]) for key in keys]
 
 
-def parted_early(one: Episode, pruning: Episode) -> bool:
+def parted_early(one: Episode, pruning: Episode) -> bool | None:
     """Whether the second run of an episode does otherwise than the first, which prunes nothing, before it prunes.
 
-    On one machine none does: another processor adds up in another order, and some do not repeat themselves.
+    On one machine none does: another processor adds up in another order, and some do not repeat themselves. None where
+    it prunes at once: in that step clean figures of later tokens already follow those that were generated again.
     """
     counts = pruning.series["pruned"]
-    steps = next((step for step, count in enumerate(counts) if count > 0), len(counts))
-    if pruning.setup.get("mask_schedule") == "per_step" or steps == len(counts):
-        steps += 1  # one mask a step: its clean pass is the same too; without any, both end at the same step
+    steps = next((step for step, count in enumerate(counts) if count > 0), len(counts) + 1)  # without any, to the end
     seen = [[_written(v) for v in e.series["entropy_clean"][:steps]] for e in (one, pruning)]
-    return seen[0] != seen[1]
+    return seen[0] != seen[1] if steps else None
 
 
 def by_task(episodes: Iterable[Episode]) -> dict[tuple[str, str], list[Episode]]:

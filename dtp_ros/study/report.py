@@ -148,7 +148,7 @@ def _parted_early(episodes: Sequence[Episode], baseline: str) -> list[str]:
     said = f"Until an arm first prunes it must do what `{baseline}` does. "
     pairs, parted = sum(pairs for _, pairs in found.values()), sum(count for count, _ in found.values())
     if not parted:
-        return [f"{said}In all {pairs} pairs it did."]
+        return [f"{said}In all {pairs} pairs in which it did not prune at once it did."] if pairs else []
     which = ", ".join(f"`{arm}` ({count} of {own})" for arm, (count, own) in found.items() if count)
     return [
         f"{said}**In {parted} of {pairs} pairs it did not**: {which}. These were run on another processor, or on one "

@@ -155,19 +155,18 @@ def test_only_episodes_of_both_arms_are_paired():
 
 
 def test_what_parts_before_anything_is_pruned_is_found():
-    def run(clean, pruned, schedule="per_step"):
+    def run(clean, pruned):
         series = {name: (0.0,) * len(clean) for name in log.SERIES} | {"entropy_clean": clean, "pruned": pruned}
-        return replace(EPISODE, setup={"mask_schedule": schedule}, series=series)
+        return replace(EPISODE, series=series)
 
     off = run((1.0, 2.0, math.nan, 4.0), (0.0,) * 4)
     assert not log.parted_early(off, run((1.0, 2.0, math.nan, 4.0), (0.0,) * 4))
-    assert not log.parted_early(off, run((1.0, 2.0, math.nan, 9.0, 5.0), (0.0, 0.0, 3.0, 0.0, 0.0)))
-    assert log.parted_early(off, run((1.0, 2.0, 9.0, 9.0), (0.0, 0.0, 3.0, 0.0)))  # the clean pass of that very step
-    # A mask a token: clean figures of later tokens follow those that were generated again.
-    assert not log.parted_early(off, run((1.0, 2.0, 9.0, 9.0), (0.0, 0.0, 3.0, 0.0), "per_token"))
-    assert log.parted_early(off, run((1.0, 2.5, math.nan, 4.0), (0.0, 0.0, 3.0, 0.0), "per_token"))
+    assert not log.parted_early(off, run((1.0, 2.0, 9.0, 9.0, 5.0), (0.0, 0.0, 3.0, 0.0, 0.0)))
+    assert log.parted_early(off, run((1.0, 2.5, 9.0, 9.0), (0.0, 0.0, 3.0, 0.0)))
+    assert log.parted_early(off, run((9.0, 9.0), (1.0, 0.0))) is None
+    assert log.parted_early(off, run((1.0, 2.0, math.nan, 9.0), (0.0,) * 4))
     assert log.parted_early(off, run((1.0, 2.0, math.nan), (0.0,) * 3))  # it ended earlier
-    assert log.parted_early(off, run((1.0, 2.0, math.nan, 4.0, 5.0), (0.0,) * 5, "per_token"))
+    assert log.parted_early(off, run((1.0, 2.0, math.nan, 4.0, 5.0), (0.0,) * 5))
     assert not log.parted_early(off, run((1.0 + 1e-7, 2.0), (0.0, 1.0)))  # below the digits that a log keeps
 
 
