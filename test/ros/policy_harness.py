@@ -102,7 +102,7 @@ class User(Node):
             self.destroy_client(client)
 
     def found(self, kind, name):
-        """A client whose service is there. Fast DDS was seen to match one never: another is tried."""
+        """A client whose service is there: another one is tried where the first does not find it."""
         end = time.monotonic() + DEADLINE
         while True:
             client = self.create_client(kind, name)

@@ -74,4 +74,4 @@ def test_options_of_the_model_come_through_the_node():
         assert not user.put(model_options="{cameras: 1}").successful  # fixed while configured
     with running_policy(DOMAIN, **parameters, model_options="{camera: 2}") as (_, user):
         wait_until(lambda: "camera not known (valid: action_bound," in str(user.figures()), "the cause in /diagnostics")
-        assert user.state() == "unconfigured"
+        assert user.figures()["state"] == "unconfigured"

@@ -153,7 +153,7 @@ def test_parameters_are_set_within_200_ms_while_the_model_computes(user):
         assert time.monotonic() - began < 60.0
     step = time.monotonic() - began
     user.destroy_client(client)
-    assert step > 0.5, "the step was not slow"
+    assert step > 0.25, "the step was not slow"
     require_quick(seconds)
 
 
