@@ -29,7 +29,6 @@ from dtp_ros.ros.policy_metrics import METRICS
 from dtp_ros.ros.policy_node import NUM_THREADS, PolicyNode
 
 DEADLINE = 60.0
-PATIENCE = 5.0  # s for a client to find its service
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE, ACTIVE_SHUTDOWN = 1, 2, 3, 4, 7
@@ -93,23 +92,14 @@ class User(Node):
             self.create_subscription(Float32, f"dtp_policy/metrics/{name}", self.metrics[name].append, 10)
 
     def call(self, kind, name, request, deadline=DEADLINE, again=ASK_AGAIN):
-        client = self.found(kind, name)
+        client = self.create_client(kind, name)
         try:
+            wait_until(client.service_is_ready, f"service {name}")
             question = Question(client, request, again)
             wait_until(question.answered, f"answer of {name}", deadline)
             return question.answer()
         finally:
             self.destroy_client(client)
-
-    def found(self, kind, name):
-        """A client whose service is there: another one is tried where the first does not find it."""
-        end = time.monotonic() + DEADLINE
-        while True:
-            client = self.create_client(kind, name)
-            if client.wait_for_service(PATIENCE):
-                return client
-            self.destroy_client(client)
-            assert time.monotonic() < end, f"not within {DEADLINE} s: service {name}"
 
     def put(self, **values):
         """Set parameters, all or none; returns the result."""

@@ -139,8 +139,8 @@ def require_quick(seconds):
 def test_parameters_are_set_within_200_ms_while_the_model_computes(user):
     client = user.create_client(SetParameters, "dtp_policy/set_parameters")
     wait_until(client.service_is_ready, "set_parameters")
-    # A real slow step: 40 tolerances, each refined, at every token.
-    grid = np.linspace(0.02, 1.0, 40).tolist()
+    # A real slow step: 160 tolerances, each refined, at every token.
+    grid = np.linspace(0.02, 1.0, 160).tolist()
     assert user.put(tolerance_mode="min_entropy", tolerance_grid=grid).successful
     traces = len(user.traces)
     began = time.monotonic()
@@ -153,7 +153,7 @@ def test_parameters_are_set_within_200_ms_while_the_model_computes(user):
         assert time.monotonic() - began < 60.0
     step = time.monotonic() - began
     user.destroy_client(client)
-    assert step > 0.25, "the step was not slow"
+    assert step > 0.5, "the step was not slow"
     require_quick(seconds)
 
 
