@@ -85,8 +85,8 @@ study: $(STAMP) ## whether pruning helps the tabletop policy: sweep, ablation, a
 	$(BIN)/python -m dtp_ros.study.main ablate --out out/study
 	$(BIN)/python -m dtp_ros.study.main attention --log out/study/episodes.jsonl --out out/study
 
-evidence: $(STAMP) ## add LOGS="..." of a study to docs/evidence, and make its logs, reports, figures and tables anew
-	$(BIN)/python tools/publish_evidence.py $(LOGS)
+evidence: $(STAMP) ## add LOGS="..." to docs/evidence (BESIDE=variants: to that folder), and make its logs and tables anew
+	$(BIN)/python tools/publish_evidence.py $(LOGS) --beside "$(BESIDE)"
 
 region-table: $(STAMP) ## whether DTP's important region holds what the task is about
 	$(BIN)/python tools/region_table.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

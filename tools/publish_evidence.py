@@ -1,8 +1,9 @@
 """`make evidence LOGS="out/study/episodes.jsonl ..."`: add logs of a study to docs/evidence, and make all of it anew.
 
 Writes each setting's log (`<setting>.jsonl.xz`), reports, figures and outcomes, and the tables of docs/evidence.md. An
-arm is published when it and `off` have all episodes; others are named and left for later. Sentences are not written
-here: read them again after each run.
+arm is published when it and `off` have all episodes; others are named and left for later. What was tried beside the
+study has a folder there, with its own `off`: `make evidence BESIDE=variants LOGS=...` writes its logs, outcomes and
+tables. Sentences are not written here: read them again after each run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import lzma
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtp_ros.errors import DtpError
@@ -26,9 +27,7 @@ from dtp_ros.study.tables import MISSING, number, p_value, percent, points, tabl
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "evidence"
 OVERVIEW = "All settings at a glance"
-VARIANTS, HIDDEN = "variants", "hidden_tokens"  # what was tried beside the study, each with a log of its own
 PER_TASK = 100  # episodes
-BESIDE_VARIANTS = ("dtp 0.25", "dtp 0.5")
 HEADER = (
     "arm", "success", "grasp", f"difference to `{BASELINE}`, points", "gained / lost", "p (exact McNemar)",
     "episodes that prune", "steps that prune", "tokens pruned a step", "entropy, refined - clean (nats)",
@@ -39,82 +38,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Publish; 0 where it was done, 1 with one line where it could not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", nargs="*", type=Path, help="logs to add; without any, what is published is made anew")
+    parser.add_argument("--beside", default="", metavar="NAME", help="what was tried beside the study, and is no arm")
     options = parser.parse_args(arguments)
+    folder = FOLDER / options.beside
     try:
-        published = whole(log.read([*sorted(FOLDER.glob("*.jsonl.xz")), *options.log]))
-        parts = grouped(published, part_of)
-        write_tables(FOLDER.with_suffix(".md"), parts)  # first: it names a section that is missing
-        write_logs(parts)
-        for path in [*FOLDER.glob("*.md"), *FOLDER.glob("*.png")]:
-            path.unlink()
-        outcomes.write(FOLDER / "outcomes.json", published)
-        study = [episode for name, members in parts.items() if name in SETTINGS for episode in members]
-        for path in [*write_reports(study, FOLDER), *write_attention(study, BASELINE, FOLDER)]:
-            print(path)
+        folder.mkdir(exist_ok=True)
+        published = by_setting(log.read([*sorted(folder.glob("*.jsonl.xz")), *options.log]))
+        settings = {name: whole(members, not options.beside) for name, members in published.items()}
+        settings = {name: members for name, members in settings.items() if members}
+        # Tables come first: that names a section that is missing.
+        write_tables(FOLDER.with_suffix(".md"), settings, options.beside.replace("_", " "))
+        write_logs(folder, settings)
+        episodes = [episode for members in settings.values() for episode in members]
+        outcomes.write(folder / "outcomes.json", episodes)
+        if not options.beside:
+            for path in [*folder.glob("*.md"), *folder.glob("*.png")]:
+                path.unlink()
+            for path in [*write_reports(episodes, folder), *write_attention(episodes, BASELINE, folder)]:
+                print(path)
     except (DtpError, OSError) as error:
         print(f"publish_evidence: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def part_of(episode: Episode) -> str:
-    """The published log that an episode belongs to: its setting's, or one of what was tried beside the study."""
-    if episode.setup["checkpoint"] != "shipped":
-        return HIDDEN
-    return VARIANTS if "=" in episode.arm else setting_of(episode)
+def by_setting(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """Episodes of `tabletop_lookalike` as `lookalike`, in the order of the settings."""
+    names = [name for name in SETTINGS if any(e.benchmark == f"tabletop_{name}" for e in episodes)]
+    return {name: [e for e in episodes if e.benchmark == f"tabletop_{name}"] for name in names}
 
 
-def setting_of(episode: Episode) -> str:
-    """`lookalike` of `tabletop_lookalike`."""
-    return episode.benchmark.removeprefix("tabletop_")
+def whole(episodes: Sequence[Episode], study: bool) -> list[Episode]:
+    """A setting's episodes without the arms that lack some of their baseline's; what is left out is printed.
 
-
-def grouped(episodes: Sequence[Episode], key: Callable[[Episode], str]) -> dict[str, list[Episode]]:
-    """Episodes by `key`, in its order."""
-    return {name: [e for e in episodes if key(e) == name] for name in sorted({key(e) for e in episodes})}
-
-
-def whole(episodes: Sequence[Episode]) -> list[Episode]:
-    """Without the arms that lack episodes of their baseline; what is left out is printed.
-
-    A variant may have one half of them, on which it was tried or confirmed. Raises LogError for arms of two machines.
+    study: whether these are arms of the study, whose baseline must have `PER_TASK` episodes of each task. Raises
+    LogError for arms of two machines or checkpoints.
     """
+    checkpoints = sorted({str(e.setup["checkpoint"]) for e in episodes})
+    if len(checkpoints) > 1:
+        raise LogError(f"{episodes[0].benchmark} was run with {' and '.join(checkpoints)} (valid: one a folder)")
     kept: list[Episode] = []
-    count = PER_TASK * len(TASKS)
-    for name, members in grouped(episodes, lambda e: f"{e.benchmark}, {e.setup['checkpoint']}").items():
-        wanted = {e.key: e.held_out for e in members if e.arm == BASELINE}
-        halves = [{key for key, held_out in wanted.items() if held_out == half} for half in (False, True)]
-        for arm in log.arms(members):
-            own = [e for e in members if e.arm == arm]
-            keys = {e.key for e in own}
-            if len(wanted) == count and (keys == wanted.keys() or ("=" in arm and keys in halves)):
-                kept += own
-            else:
-                print(f"left out: {name}, {arm}: {len(own)} of {count} episodes, {BASELINE}: {len(wanted)}")
-        for arm, (parted, pairs) in comparison.parted_early(members, BASELINE).items():
-            if parted:
-                raise LogError(
-                    f"{name}, {arm}: {parted} of {pairs} episodes part from {BASELINE} before anything is pruned: they "
-                    "were run on different machines; run them on one"
-                )
+    keys = {arm: {e.key for e in episodes if e.arm == arm} for arm in log.arms(episodes)}
+    wanted = keys.get(BASELINE, set())
+    enough = len(wanted) == PER_TASK * len(TASKS) or not study
+    for arm, own in keys.items():
+        if enough and wanted and own == wanted and not (study and "=" in arm):  # with a constant of its own: a variant
+            kept += [e for e in episodes if e.arm == arm]
+        else:
+            print(f"left out: {episodes[0].benchmark}, {arm}: {len(own)} episodes, {BASELINE}: {len(wanted)}")
+    for arm, (parted, pairs) in comparison.parted_early(kept, BASELINE).items():
+        if parted:
+            raise LogError(
+                f"{episodes[0].benchmark}, {arm}: {parted} of {pairs} episodes part from {BASELINE} before anything is "
+                "pruned: they were run on different machines; run them on one"
+            )
     return kept
 
 
-def write_logs(parts: Mapping[str, Sequence[Episode]]) -> None:
-    """A packed log a part."""
-    for name, members in parts.items():
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "episodes.jsonl"
+def write_logs(folder: Path, settings: Mapping[str, Sequence[Episode]]) -> None:
+    """A packed log a setting."""
+    for name, members in settings.items():
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "episodes.jsonl"
             for episode in members:
                 log.append(path, episode)
             packed = lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
-        (FOLDER / f"{name}.jsonl.xz").write_bytes(packed)
+        (folder / f"{name}.jsonl.xz").write_bytes(packed)
 
 
-def write_tables(page: Path, parts: Mapping[str, Sequence[Episode]]) -> None:
+def write_tables(page: Path, settings: Mapping[str, Sequence[Episode]], beside: str) -> None:
     """Put each table in the place of the one in its section. Raises LogError where there is none."""
     text = page.read_text(encoding="utf-8")
-    for title, new in tables(parts).items():
+    for title, new in tables(settings, beside).items():
         section = re.search(rf"(?ms)^### {re.escape(title)}\n(?:(?!^#).)*?(?P<table>^\| arm \|.*?\n)\n", text)
         if section is None:
             raise LogError(f"{page} has no section '### {title}' with a table that begins '| arm |'")
@@ -122,21 +117,11 @@ def write_tables(page: Path, parts: Mapping[str, Sequence[Episode]]) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def tables(parts: Mapping[str, Sequence[Episode]]) -> dict[str, str]:
-    """Every table of the page by the title of its section."""
-    settings = {name: parts[name] for name in SETTINGS if name in parts}
-    found = {OVERVIEW: overview_table(settings)}
-    found |= {name: summary_table(members) for name, members in settings.items()}
-    for name, members in grouped(parts.get(VARIANTS, []), setting_of).items():
-        beside = [e for e in settings[name] if e.arm in (BASELINE, *BESIDE_VARIANTS)]
-        for half in (False, True):
-            shown = [e for e in members if e.held_out == half]
-            if shown:
-                title = f"Variants in {name}, {log.HALVES[1 + half].replace('_', '-')} half"
-                found[title] = summary_table([*(e for e in beside if e.held_out == half), *shown])
-    for name, members in grouped(parts.get(HIDDEN, []), setting_of).items():
-        found[f"Trained with hidden tokens, {name}"] = summary_table(members)
-    return found
+def tables(settings: Mapping[str, Sequence[Episode]], beside: str) -> dict[str, str]:
+    """Every table by the title of its section: `lookalike`, or `variants, lookalike` of what was tried beside."""
+    found = {} if beside else {OVERVIEW: overview_table(settings)}
+    before = f"{beside}, " if beside else ""
+    return found | {before + name: summary_table(members) for name, members in settings.items()}
 
 
 def overview_table(settings: Mapping[str, Sequence[Episode]]) -> str:

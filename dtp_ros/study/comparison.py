@@ -13,6 +13,7 @@ from dtp_ros.study.log import Episode, LogError
 from dtp_ros.study.statistics import Estimate, PairedTest
 
 FIGURES = ("fire_rate", "pruned", "entropy_clean", "entropy_refined", "score_clean", "score_refined")
+BEGINNING = 10  # steps of an episode, before outcomes part
 COVERAGE = 0.9  # of the baseline's episodes: what an arm must have to be compared
 FEW = 6  # benchmarks of a suite that are shown one by one
 BASELINE = "off"
@@ -43,7 +44,9 @@ class Summary:
 
     figures: `success`, `grasp`, `pruning`: whether anything was pruned (rates, 0 ... 1), the means over episodes of
     `FIGURES`, in their own units, `change`: of refined minus clean entropy, nats, `first_change`: the same of the first
-    step, in which every arm sees the same, and `held`: the share of the policy's steps that gave no action, 0 ... 1.
+    step, in which every arm sees the same, `raised`: the share of the steps that prune in which it is positive,
+    `attention`: unimportant attention in the first `BEGINNING` steps, and `held`: the share of the policy's steps that
+    gave no action; these three are 0 ... 1.
     What has no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
     """
 
@@ -262,11 +265,24 @@ def _summary(episodes: Sequence[Episode]) -> Summary:
     columns = {figure: [e.mean(figure) for e in episodes] for figure in FIGURES}
     columns["change"] = [e.mean("entropy_refined") - e.mean("entropy_clean") for e in episodes]
     columns["first_change"] = [e.series["entropy_refined"][0] - e.series["entropy_clean"][0] for e in episodes]
+    columns["raised"] = [_raised(e) for e in episodes]
+    columns["attention"] = [_mean(e.series["unimportant_attention"][:BEGINNING]) for e in episodes]
     columns["held"] = [e.holds / len(e.series["pruned"]) for e in episodes]
     for figure, values in columns.items():
         finite = [value for value in values if math.isfinite(value)]
         found |= {figure: statistics.mean(finite)} if len(finite) > 1 else {}
     return Summary(count, found)
+
+
+def _raised(episode: Episode) -> float:
+    """The share of the steps that prune in which pruning raises the entropy; nan where none prunes."""
+    figures = (episode.series[name] for name in ("pruned", "entropy_clean", "entropy_refined"))
+    changes = [refined - clean for pruned, clean, refined in zip(*figures, strict=True) if pruned]
+    return _mean([float(change > 0) for change in changes if math.isfinite(change)])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _place(arm: str, setup: Mapping[str, Any]) -> tuple[int, bool, float, str]:

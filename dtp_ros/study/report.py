@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtp_ros.study import comparison, figures, log, statistics
-from dtp_ros.study.comparison import BASELINE, COVERAGE, Choice, Group, Summary, Versus
+from dtp_ros.study.comparison import BASELINE, BEGINNING, COVERAGE, Choice, Group, Summary, Versus
 from dtp_ros.study.log import Episode
 from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
 
@@ -21,12 +21,14 @@ _COLUMNS = {
     "entropy_refined": "entropy refined (nats)",
     "change": "refined - clean (nats)",
     "first_change": "the same, first step",
+    "raised": "it rose, of steps that prune",
+    "attention": "unimportant attention, first steps",
     "score_clean": "score clean",
     "score_refined": "score refined",
     "held": "steps without an action",
 }
-_RATES = ("pruning", "fire_rate", "held")
-_NOTES = """## How to read this
+_RATES = ("pruning", "fire_rate", "raised", "held")
+_NOTES = f"""## How to read this
 
 * Every arm begins the same episodes in the same way, so that arms are compared episode by episode: `gained` are those \
 that only this arm solved, `lost` those that only the other one solved. All rows of a table are over the same episodes.
@@ -40,7 +42,8 @@ the exact test may differ at the border, where the test is the stricter one.
 pruned tokens are the largest number of image tokens that were cut for one action token of a step. Entropy (Eq. 6) and \
 score (Eq. 7: 1 is certain, 0 knows nothing) are means over an episode's tokens, before and after pruning. Where runs \
 part, arms see different images: clean figures differ between arms too, and only `refined - clean` says what pruning \
-did at the same steps; in the first step all arms see the same.
+did at the same steps; in the first step all arms see the same. Unimportant attention (sum of A over U, clean) is that \
+of an episode's first steps, {BEGINNING} at most.
 * The random variants draw anew for each episode, step and token, from a fixed seed."""
 
 

@@ -101,13 +101,18 @@ def measured_machine(device: torch.device, dtype: str = BFLOAT16, name: str = "t
 
 
 def processor(device: torch.device) -> str:
-    """What computes, by name: others add up in another order, and a last digit can end an episode another way."""
+    """What computes, by name: others add up in another order, and a last digit can end an episode another way.
+
+    Of a CPU also its family, model and stepping, which is what libraries choose by: virtual ones share a name.
+    """
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+        pairs = (line.partition(":")[::2] for line in cpuinfo.read_text(encoding="utf-8").splitlines() if ":" in line)
+        found = {key.strip(): value.strip() for key, value in pairs}
+        kind = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found]
+        name = ", ".join([found.get("model name", name), *kind])
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -226,13 +226,17 @@ def test_a_file_without_outcomes_is_named(tmp_path, text):
         outcomes.read(path)
 
 
-def test_the_published_outcomes_are_those_of_the_published_log():
-    evidence = Path(__file__).resolve().parents[2] / "docs" / "evidence"
-    episodes = log.read(sorted(evidence.glob("*.jsonl.xz")))
-    assert outcomes.read(evidence / "outcomes.json") == outcomes.endings(episodes)
-    text = evidence.with_suffix(".md").read_text()
+EVIDENCE = Path(__file__).resolve().parents[2] / "docs" / "evidence"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in EVIDENCE.rglob("*.jsonl.xz")}), ids=lambda f: f.name)
+def test_the_published_outcomes_are_those_of_the_published_log(folder):
+    episodes = log.read(sorted(folder.glob("*.jsonl.xz")))
+    assert outcomes.read(folder / "outcomes.json") == outcomes.endings(episodes)
+    text = EVIDENCE.with_suffix(".md").read_text()
+    before = "" if folder == EVIDENCE else f"{folder.name.replace('_', ' ')}, "
     for benchmark in sorted({episode.benchmark for episode in episodes}):
-        section = text.split(f"### {benchmark.removeprefix('tabletop_')}\n")[1].split("\n#")[0]
+        section = text.split(f"### {before}{benchmark.removeprefix('tabletop_')}\n")[1].split("\n#")[0]
         members = [e for e in episodes if e.benchmark == benchmark]
         assert not any(parted for parted, _ in comparison.parted_early(members, "off").values())  # all of one machine
         for arm in log.arms(members):

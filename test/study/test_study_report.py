@@ -245,6 +245,25 @@ def test_episodes_with_pruning_are_counted_and_the_first_step_is_shown_apart(swe
     assert float(first) == pytest.approx(0.25 * 0.75 + 0.25 * sum(own) / len(own), abs=0.01)
 
 
+def test_where_pruning_raised_the_entropy_and_what_the_first_steps_attend(sweep):
+    """Five steps: one does not prune, one lowers it, one raises it, one is not finite, one changes nothing."""
+    series = {
+        "pruned": (0.0, 1.0, 1.0, 2.0, 2.0),
+        "entropy_clean": (1.0, 1.0, 1.0, math.nan, 1.0),
+        "entropy_refined": (9.0, 0.5, 1.5, 9.0, 1.0),
+    }
+    made_up = [
+        replace(e, series=dict.fromkeys(log.SERIES, (0.5,) * 5) | series) if e.arm == "dtp 1" else e for e in sweep
+    ]
+    text = report.sweep_report(made_up)
+    assert row_of(text, "stack", "dtp 1", "fire rate")["it rose, of steps that prune"] == "33.3 % (33.3 ... 33.3)"
+    assert row_of(text, "stack", "off", "fire rate")["it rose, of steps that prune"] == "-"
+    rising = (*[0.25] * 5, *[0.75] * 5, *[9.0] * 9)  # the first ten: 0.5
+    longer = [replace(e, series=dict.fromkeys(log.SERIES, rising)) for e in sweep]
+    row = row_of(report.sweep_report(longer), "stack", "off", "fire rate")
+    assert row["unimportant attention, first steps"] == "0.5 (0.5 ... 0.5)"
+
+
 def test_arms_of_two_machines_are_named(sweep, swept):
     assert "it must do what" not in swept  # every episode prunes at once
     late = [replace(e, series=e.series | {"pruned": (0.0, *e.series["pruned"][1:])}) for e in sweep]
