@@ -69,6 +69,7 @@ class _Running:
 
     policy: DtpPolicy
     constants: Constants
+    session: str  # of the shard: it runs one episode at a time
     arm: str
     benchmark: str
     task: Mapping[str, Any]
@@ -163,6 +164,10 @@ class DtpModelServer(PredictModelServer):
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
         """Forget the episode before."""
         await super().on_episode_start(config, ctx)
+        # After an error of the simulator vla-eval goes on without an end. Its policy is not used again: a step of it
+        # may still be computed.
+        for left in [name for name, one in self._running.items() if one.session == ctx.session_id]:
+            del self._running[left]
         # A shallow copy has the weights and its own history.
         policy = self._free.pop() if self._free else DtpPolicy(copy.copy(self._adapter))
         policy.reset()
@@ -170,7 +175,7 @@ class DtpModelServer(PredictModelServer):
         constants = self._constants.of_episode(benchmark, *_which(task))
         # By episode: after a lost connection two of one shard's may be known for a while.
         self._running[ctx.episode_id] = _Running(
-            policy, constants, self._arm, benchmark, task, self.setup(), self._suite
+            policy, constants, ctx.session_id, self._arm, benchmark, task, self.setup(), self._suite
         )
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from vla_eval.api import serve_background
 from vla_eval.connection import Connection
+from vla_eval.runners.base import EnvStepError
 from vla_eval.runners.sync_runner import SyncEpisodeRunner
 from vla_eval.specs import check_specs
 
@@ -100,6 +101,38 @@ def test_episodes_of_two_shards_are_those_of_the_policy_alone(served, adapter, p
         assert torch.backends.cpu.get_cpu_capability() in episode.setup["processor"]
     if parameters.get("tolerance"):
         assert any(sum(e.series["pruned"]) > 0 for e in logged.values()), "nothing was pruned: choose other episodes"
+    path.unlink()
+
+
+def test_an_episode_whose_simulator_failed_is_forgotten_when_the_next_begins(served, monkeypatch):
+    """vla-eval goes on over the same connection, without an end of the first."""
+    server, url, path = served
+    server.begin("here", {"variant": "off"})
+    broken = iter([False, True])  # at its second step
+    apply = TabletopBenchmark.apply_action
+
+    async def fail(self, action):
+        if next(broken, False):
+            raise RuntimeError("the simulator failed")
+        await apply(self, action)
+
+    async def both():
+        benchmark = TabletopBenchmark(setting="plain")
+        task = {**next(iter(benchmark.get_tasks())), "episode_idx": 1}
+        async with Connection(url) as connection:
+            with pytest.raises(EnvStepError, match="the simulator failed"):
+                await SyncEpisodeRunner().run_episode(benchmark, task, connection, max_steps=3)
+            assert server.running == 1
+            await SyncEpisodeRunner().run_episode(benchmark, task | {"episode_idx": 2}, connection, max_steps=3)
+        benchmark.cleanup()
+
+    monkeypatch.setattr(TabletopBenchmark, "apply_action", fail)
+    anyio.run(both)
+    end = time.monotonic() + 20
+    while server.running and time.monotonic() < end:
+        time.sleep(0.01)
+    assert server.running == 0
+    assert [e.episode for e in log.read([path])] == [2]
     path.unlink()
 
 
