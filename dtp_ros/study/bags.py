@@ -35,6 +35,7 @@ INCOMPLETE = "with steps missing"
 CHANGED = "whose settings changed on the way"
 CUT = "cut off with their recording"
 RESET = "during which the simulator was reset"
+UNFINISHED = "that were not over"
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,28 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What the simulator said. step: control steps since its reset; None where only `~/success` was recorded."""
+    """What the simulator said. step: control steps since its reset; None where only `~/success` was recorded.
+
+    over: whether the time for its task has passed.
+    """
 
     time: int
     step: int | None
+    over: bool
     success: bool
     grasped: bool | None
 
 
 @dataclass(frozen=True)
 class _Ending:
-    """As an `Episode` has it; None where nothing says. objection: why it is not to be used."""
+    """As an `Episode` has it.
+
+    success: None where it is not known, for the reason in `unknown`. objection: why the episode is not to be used.
+    """
 
     success: bool | None = None
     grasped: bool | None = None
+    unknown: str = UNLABELLED
     objection: str = ""
 
 
@@ -124,7 +133,7 @@ def read_bags(paths: Iterable[Path], labels: Path | None = None, *, topic: str =
             success = given.get(run.number, ending.success)
             why = _objection(run, cut=recording.cut and run.until is None) or ending.objection
             if why or success is None:
-                left_out[why or UNLABELLED] += 1
+                left_out[why or ending.unknown] += 1
                 continue
             episodes.append(_episode(run, benchmark or name, first + run.number, success, ending.grasped))
         foreign += strange
@@ -251,24 +260,26 @@ def _moments(bag: Bag) -> list[_Moment]:
     if infos := _topics(bag, *_INFO):
         return [_moment(heard.message.data, heard.time, f"{bag.path}, {heard.topic}") for heard in bag.messages(infos)]
     heard = bag.messages(_topics(bag, *_SUCCESS))
-    return [_Moment(one.time, None, bool(one.message.data), None) for one in heard]
+    return [_Moment(one.time, None, False, bool(one.message.data), None) for one in heard]
 
 
 def _moment(text: str, time: int, where: str) -> _Moment:
     try:
         info = json.loads(text)
         grasped = info["grasped"] == info["source"]
-        return _Moment(time, int(info["step"]), bool(info["success"]), grasped)
+        step, steps = int(info["step"]), int(info["steps"])
+        return _Moment(time, step, step >= steps - 1, bool(info["success"]), grasped)
     except (ValueError, KeyError, TypeError) as error:
-        raise BagError(f"{where}: {text[:60]!r} does not say step, success, grasped and source: {error}") from None
+        raise BagError(f"{where}: {text[:60]!r} does not say step, steps, success, grasped, source: {error}") from None
 
 
 def _ending(run: _Run, moments: Sequence[_Moment]) -> _Ending:
     """How an episode ended, as far as the simulator said so.
 
     A simulator that is reset says at once that the new scene is no success, before the policy's next episode begins:
-    what counts is its last word before its own steps fall back. `~/success` alone does not tell a reset from a success
-    that was lost; of what it said from the run's last step on, any success counts.
+    what counts is its last word before its own steps fall back. One that was stopped before its time is no failure:
+    how it would have ended is not known. `~/success` alone does not tell a reset from a success that was lost; of what
+    it said from the run's last step on, any success counts, and the last run of a recording may have been stopped.
     """
     times = [moment.time for moment in moments]
     end = len(times) if run.until is None else bisect_left(times, run.until)
@@ -276,9 +287,13 @@ def _ending(run: _Run, moments: Sequence[_Moment]) -> _Ending:
         return _Ending()
     begin, last = (max(bisect_right(times, run.steps[i].time) - 1, 0) for i in (0, -1))
     if moments[0].step is None:
-        return _Ending(any(moment.success for moment in moments[last:end]))
+        success = any(moment.success for moment in moments[last:end])
+        return _Ending(success) if success or run.until is not None else _Ending(unknown=UNFINISHED)
     falls = (i for i in range(begin + 1, end) if (moments[i].step or 0) < (moments[i - 1].step or 0))
     end = next(falls, end)
     if end <= last:
         return _Ending(objection=RESET)
-    return _Ending(moments[end - 1].success, any(moment.grasped for moment in moments[begin:end]))
+    grasped, word = any(moment.grasped for moment in moments[begin:end]), moments[end - 1]
+    if word.success or word.over:
+        return _Ending(word.success, grasped)
+    return _Ending(None, grasped, UNFINISHED)

@@ -69,8 +69,8 @@ class Recorder:
     def say(self, success):
         self.put(SUCCESS, Bool(data=success))
 
-    def inform(self, step, success, grasped=None):
-        info = {"step": step, "success": success, "grasped": grasped, "source": "carrot"}
+    def inform(self, step, success, grasped=None, steps=2):
+        info = {"step": step, "steps": steps, "success": success, "grasped": grasped, "source": "carrot"}
         self.put(INFO, String(data=json.dumps(info)))
 
     def episode(self, results, chosen, **changes):
@@ -120,10 +120,10 @@ def steps(seed, count, holds=()):
 def two_episodes(recorder=None):
     """One that ends well, off, of three steps; one that does not, dtp, of five, two of them held."""
     recorder = recorder or Recorder()
-    recorder.say(False)
+    recorder.inform(0, False, steps=5)
     recorder.episode(steps(1, 3), OFF)
-    recorder.say(True)
-    recorder.say(False)  # the simulator was reset
+    recorder.inform(3, True, steps=5)
+    recorder.inform(0, False, steps=5)  # the simulator was reset
     recorder.episode(steps(2, 5, holds=(1, 4)), DTP)
-    recorder.say(False)
+    recorder.inform(5, False, steps=5)
     return recorder

@@ -55,8 +55,8 @@ def test_what_comes_out_is_what_went_in(tmp_path, storage):
     assert one.series == figures(steps(1, 3))
     assert other.series == figures(steps(2, 5, holds=(1, 4)))
     assert [(e.arm, e.benchmark, e.task, e.episode, e.success, e.grasped, e.steps, e.holds) for e in (one, other)] == [
-        ("off", "run", INSTRUCTION, 0, True, None, 3, 0),
-        ("dtp 0.5", "run", INSTRUCTION, 1, False, None, 5, 2),
+        ("off", "run", INSTRUCTION, 0, True, False, 3, 0),
+        ("dtp 0.5", "run", INSTRUCTION, 1, False, False, 5, 2),
     ]
     assert str(recorded) == "2 episodes read from recordings, 0 left out"
 
@@ -130,6 +130,7 @@ def test_success_that_came_with_the_last_action_counts_and_the_reset_after_it_do
         recorder.episode(steps(0, 2), OFF)
         for success in said:
             recorder.say(success)
+    recorder.step(step_result(0, 0), OFF)  # the next one, which was stopped
     assert endings(recorder, tmp_path / "run") == [(True, None)] * 3 + [(False, None)]
 
 
@@ -140,7 +141,26 @@ def test_success_that_was_lost_while_the_policy_acted_is_none(tmp_path):
     recorder.say(False)
     recorder.step(step_result(0, 1), OFF)
     recorder.say(False)
+    recorder.step(step_result(0, 0), OFF)
     assert endings(recorder, tmp_path / "run") == [(False, None)]
+
+
+@pytest.mark.parametrize("info", [True, False])
+def test_what_was_stopped_before_its_time_is_no_failure(tmp_path, info):
+    """With ~/info any run; ~/success alone cannot tell, and the last one may have been."""
+    recorder = Recorder()
+    for _ in range(2):
+        recorder.episode(steps(0, 2), OFF)
+        if info:
+            recorder.inform(2, False, "carrot", steps=60)
+        else:
+            recorder.say(False)
+    path = recorder.write(tmp_path / "run")
+    recorded = bags.read_bags([path])
+    assert recorded.left_out == {bags.UNFINISHED: 2 if info else 1}
+    assert "that were not over" in str(recorded)
+    labels_file = labelled(tmp_path, {("run", 0): False, ("run", 1): True})
+    assert [e.success for e in bags.read_bags([path], labels_file).episodes] == [False, True]
 
 
 def test_info_says_when_the_simulator_was_reset(tmp_path):
@@ -178,10 +198,8 @@ def test_an_episode_over_two_scenes_is_left_out(tmp_path):
 
 
 def test_labels_go_before_the_simulator_and_fill_what_it_did_not_say(tmp_path):
-    assert endings(two_episodes(), tmp_path / "a", labelled(tmp_path, {("a", 0): False})) == [
-        (False, None),
-        (False, None),
-    ]
+    given = labelled(tmp_path, {("a", 0): False})
+    assert endings(two_episodes(), tmp_path / "a", given) == [(False, False)] * 2
     recorder = Recorder()
     for seed in range(3):
         recorder.episode(steps(seed, 2), OFF)
@@ -360,7 +378,7 @@ def test_bytes_that_are_no_message(tmp_path):
         bags.read_bags([recorder.write(tmp_path / "run")])
 
 
-@pytest.mark.parametrize("text", ["", "[]", json.dumps({"step": 0, "success": True})])
+@pytest.mark.parametrize("text", ["", "[]", json.dumps({"step": 0, "steps": 9, "success": True})])
 def test_info_that_is_not_the_simulators(tmp_path, text):
     recorder = two_episodes()
     recorder.put(INFO, String(data=text))
