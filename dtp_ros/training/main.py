@@ -112,7 +112,9 @@ class Run:
         """A trainer, from where it was left; the actions' percentiles are those of the demonstrations."""
         self._statistics = action_statistics(frames)
         objective = Objective(new_network(self.config, self.training.seed)).to(self.device)
-        trainer = Trainer(objective, self.training, self.out)
+        # The bins of the actions are those of the shards too.
+        data = {"shards": self.plan.shards, "own_shards": self.plan.own_shards}
+        trainer = Trainer(objective, self.training, self.out, data)
         held_out = self._batches(read_shards(self._shards, [self._seed(VALIDATION_SEED)]))
         self._validate = partial(_validation, trainer, self.config, held_out)
         return trainer

@@ -104,7 +104,7 @@ def success(checkpoint: Path, seed: int, episodes: int) -> dict[str, int]:
         rng = np.random.default_rng([seed, 0x5E])
         layouts = [random_layout(task, rng) for _ in range(episodes)]
         starts = range(0, episodes, BATCH)
-        batches = [[LockStep(layout) for layout in layouts[start : start + BATCH]] for start in starts]
+        batches = ([LockStep(layout) for layout in layouts[start : start + BATCH]] for start in starts)
         solved[task] = sum(sum(roll_out(batch, policy, policy.image_size)[0]) for batch in batches)
     return solved
 

@@ -25,8 +25,12 @@ def write_shards(folder: Path, seeds: Sequence[int], make: Callable[[int], Frame
     todo = [seed for seed in seeds if not shard_path(folder, seed).is_file()]
     with process_pool(workers) as pool:
         futures = [pool.submit(_write_shard, shard_path(folder, seed), make, seed) for seed in todo]
-        for future in tqdm(as_completed(futures), total=len(todo), desc=name, unit="shard", disable=not todo):
-            future.result()
+        try:
+            for future in tqdm(as_completed(futures), total=len(todo), desc=name, unit="shard", disable=not todo):
+                future.result()
+        except BaseException:  # also Ctrl-C, after which a worker would take the next shard
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def require_made(folder: Path, how: Mapping[str, object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,11 +58,15 @@ class TrainingConfig:
 class Trainer:
     """A network in training, on the device of its weights: `run` goes on from the state saved in `folder`, if any.
 
-    Raises ConfigError where that state is of a training with another configuration.
+    data: on what it is trained. Raises ConfigError where that state is of a training with another configuration or on
+    other data.
     """
 
-    def __init__(self, objective: Objective, config: TrainingConfig, folder: Path) -> None:
+    def __init__(
+        self, objective: Objective, config: TrainingConfig, folder: Path, data: Mapping[str, int] | None = None
+    ) -> None:
         self.config, self.objective, self._folder = config, objective, folder
+        self._identity = asdict(config) | dict(data or {})
         self.device = objective.network.image_positions.device
         self.step = 0
         self.seconds = 0.0
@@ -127,7 +131,7 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         state = {
-            "config": asdict(self.config),
+            "config": self._identity,
             "step": self.step,
             "seconds": seconds,
             "objective": self.objective.state_dict(),
@@ -142,9 +146,9 @@ class Trainer:
         if not self._state_file.is_file():
             return
         state = torch.load(self._state_file, map_location=self.device, weights_only=True)
-        if state.get("config") != asdict(self.config):
+        if state.get("config") != self._identity:
             raise ConfigError(
-                f"{self._state_file} is of a training with {state.get('config')}, not {asdict(self.config)}"
+                f"{self._state_file} is of a training with {state.get('config')}, not {self._identity}"
                 " (valid: the same configuration, or another folder)"
             )
         self.step, self.seconds = int(state["step"]), float(state["seconds"])

@@ -40,11 +40,11 @@ def test_many_at_once_act_as_the_engine_does_one_by_one(network, tokenizer, stat
     assert len({tuple(action) for action in actions}) >= 4
 
 
-def trainer(network, folder, **changes) -> Trainer:
+def trainer(network, folder, data=None, **changes) -> Trainer:
     folder.mkdir(exist_ok=True)
     config = TrainingConfig(**{"steps": 8, "batch": 4, "report": 2, "save": 4, **changes})
     torch.manual_seed(5)
-    return Trainer(Objective(network), config, folder)
+    return Trainer(Objective(network), config, folder, data)
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
@@ -83,6 +83,8 @@ def test_a_state_of_another_configuration_is_not_gone_on_with(network, config, t
     trainer(network, tmp_path / "t").run(Batches(frames, statistics, config, tokenizer, seed=1), 4, dict)
     with pytest.raises(ConfigError, match=r"state\.pt is of a training with .*'seed': 0.*another folder"):
         trainer(network, tmp_path / "t", seed=1)
+    with pytest.raises(ConfigError, match=r"state\.pt is of a training with .*, not .*'shards': 10"):
+        trainer(network, tmp_path / "t", data={"shards": 10})
 
 
 def test_figures_are_means_over_the_steps_that_were_run(network, config, tokenizer, frames, statistics, tmp_path):
@@ -138,6 +140,18 @@ def test_shards_come_back_as_they_were_and_are_not_made_twice(frames, tmp_path):
 
 def _never(seed: int) -> Frames:
     raise AssertionError(seed)
+
+
+def test_after_a_shard_that_failed_no_more_are_begun(tmp_path):
+    with pytest.raises(ValueError, match="a full disk"):
+        write_shards(tmp_path, range(1, 60), _fails_at_2, workers=1, name="test")
+    assert len(list(tmp_path.iterdir())) < 8  # what had been handed to the process
+
+
+def _fails_at_2(seed: int) -> Frames:
+    if seed == 2:
+        raise ValueError("a full disk")
+    return demonstrations(seed, frames=1, size=32)
 
 
 def test_shards_are_made_in_other_processes(tmp_path):
