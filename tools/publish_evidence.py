@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = FOLDER / options.beside
     try:
         folder.mkdir(exist_ok=True)
-        published = by_setting(log.read([*sorted(folder.glob("*.jsonl.xz")), *options.log]))
-        settings = {name: whole(members, not options.beside) for name, members in published.items()}
+        before = sorted(folder.glob("*.jsonl.xz"))
+        together = by_setting(log.read([*before, *options.log]))
+        settings = {name: whole(members, not options.beside) for name, members in together.items()}
         settings = {name: members for name, members in settings.items() if members}
+        require_kept(by_setting(log.read(before)), settings)
         # Tables come first: that names a section that is missing.
         write_tables(FOLDER.with_suffix(".md"), settings, options.beside.replace("_", " "))
         write_logs(folder, settings)
@@ -71,12 +73,11 @@ def by_setting(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 def whole(episodes: Sequence[Episode], study: bool) -> list[Episode]:
     """A setting's episodes without the arms that lack some of their baseline's; what is left out is printed.
 
-    study: whether these are arms of the study, whose baseline must have `PER_TASK` episodes of each task. Raises
-    LogError for arms of two machines or checkpoints.
+    study: whether these are arms of the study, which has `PER_TASK` episodes of each task. Raises LogError for arms of
+    two machines or checkpoints.
     """
-    checkpoints = sorted({str(e.setup["checkpoint"]) for e in episodes})
-    if len(checkpoints) > 1:
-        raise LogError(f"{episodes[0].benchmark} was run with {' and '.join(checkpoints)} (valid: one a folder)")
+    if study:
+        episodes = [e for e in episodes if e.episode < PER_TASK]
     kept: list[Episode] = []
     keys = {arm: {e.key for e in episodes if e.arm == arm} for arm in log.arms(episodes)}
     wanted = keys.get(BASELINE, set())
@@ -86,6 +87,10 @@ def whole(episodes: Sequence[Episode], study: bool) -> list[Episode]:
             kept += [e for e in episodes if e.arm == arm]
         else:
             print(f"left out: {episodes[0].benchmark}, {arm}: {len(own)} episodes, {BASELINE}: {len(wanted)}")
+    for name in ("checkpoint", "processor"):
+        values = sorted({str(e.setup[name]) for e in kept if name in e.setup})
+        if len(values) > 1:
+            raise LogError(f"{episodes[0].benchmark} was run with {name} {' and '.join(values)} (valid: one)")
     for arm, (parted, pairs) in comparison.parted_early(kept, BASELINE).items():
         if parted:
             raise LogError(
@@ -93,6 +98,16 @@ def whole(episodes: Sequence[Episode], study: bool) -> list[Episode]:
                 "pruned: they were run on different machines; run them on one"
             )
     return kept
+
+
+def require_kept(before: Mapping[str, Sequence[Episode]], after: Mapping[str, Sequence[Episode]]) -> None:
+    """Raises LogError where an arm that is published would not be any more."""
+    for name, members in before.items():
+        if lost := [arm for arm in log.arms(members) if arm not in log.arms(after.get(name, []))]:
+            raise LogError(
+                f"{name}: {', '.join(lost)} would be lost: with these logs it does not have {BASELINE}'s episodes "
+                "(valid: the same for every arm; what was run on others has a folder of its own, --beside)"
+            )
 
 
 def write_logs(folder: Path, settings: Mapping[str, Sequence[Episode]]) -> None:
@@ -150,7 +165,7 @@ def summary_table(episodes: Sequence[Episode]) -> str:
         if arm in tests:
             test = tests[arm]
             row += [points(test.difference), f"{test.gained} / {test.lost}", p_value(test.p)]
-            row += [percent(figures["pruning"]), percent(figures.get("fire_rate"))]
+            row += [percent(figures["pruning"]), percent(figures.get("steps"))]
             row += [number(figures.get("pruned")), number(figures.get("change"))]
         rows.append(row + [""] * (len(HEADER) - len(row)))
     return table(HEADER, rows)

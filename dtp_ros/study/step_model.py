@@ -100,14 +100,14 @@ def measured_machine(device: torch.device, dtype: str = BFLOAT16, name: str = "t
     return Machine(name, _weight_bandwidth(device, getattr(torch, dtype)), rates, _memory(device), "measured")
 
 
-def processor(device: torch.device) -> str:
+def processor(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What computes, by name: others add up in another order, and a last digit can end an episode another way.
 
     Of a CPU also its family, model and stepping, which is what libraries choose by: virtual ones share a name.
     """
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
     if cpuinfo.exists():
         pairs = (line.partition(":")[::2] for line in cpuinfo.read_text(encoding="utf-8").splitlines() if ":" in line)
         found = {key.strip(): value.strip() for key, value in pairs}

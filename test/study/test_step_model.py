@@ -26,7 +26,7 @@ from dtp_ros.study.roofline import (
     passes,
     step_seconds,
 )
-from dtp_ros.study.step_model import ACCEPTED, MACHINES, MODELS, main, measured_machine, table
+from dtp_ros.study.step_model import ACCEPTED, MACHINES, MODELS, main, measured_machine, processor, table
 
 SMALL = Vla("small", Transformer(2, 4, 2, 1, 2, 8), vocabulary=10, choices=5, prompt_tokens=8, action_tokens=3)
 HALF = next(p for p in PRECISIONS if p.name == "bfloat16")
@@ -245,6 +245,15 @@ def test_the_machine_at_hand_is_measured():
     assert here.bandwidth > 1e8
     assert min(here.rates.values()) > 1e8
     assert here.memory > 1e8
+
+
+def test_a_processor_s_name_tells_kinds_apart(tmp_path):
+    cpuinfo, capability = tmp_path / "cpuinfo", torch.backends.cpu.get_cpu_capability()
+    cpuinfo.write_text(
+        "".join(f"processor\t: {n}\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A CPU\n\n" for n in "01")
+    )
+    assert processor(torch.device("cpu"), cpuinfo) == f"A CPU, family 25, model 17, {capability}"
+    assert processor(torch.device("cpu"), tmp_path / "none").endswith(f", {capability}")
 
 
 def test_what_does_not_fit_is_said():

@@ -108,6 +108,26 @@ def test_episodes_that_break_off_are_said_and_run_again(tmp_path):
         harness.run(small, [OFF])
 
 
+def test_an_episode_of_another_processor_is_run_again(study, tmp_path):
+    _, episodes = study
+    for episode in episodes:
+        processor = {"processor": "another"} if episode == episodes[0] else {}
+        log.append(tmp_path / "episodes.jsonl", replace(episode, setup={**episode.setup, **processor}))
+    lines = len((tmp_path / "episodes.jsonl").read_text().splitlines())
+    assert harness.run(plan(tmp_path), [OFF, pruning_arm("dtp", 0.25)]) == episodes
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == lines + 1
+
+
+def test_an_entry_without_a_subname_is_none_of_those_chosen(tmp_path):
+    config = {"benchmarks": [dict(entry) for entry in plan(tmp_path).entries_to_run()[0].config["benchmarks"]]}
+    config["benchmarks"].append({name: value for name, value in config["benchmarks"][0].items() if name != "subname"})
+    both = tmp_path / "both.yaml"
+    both.write_text(json.dumps(config))
+    assert len(plan(tmp_path, benchmark=both).entries_to_run()) == 1
+    with pytest.raises(ConfigError, match=r"no entry dark \(valid: lookalike\)"):
+        plan(tmp_path, benchmark=both, entries=("dark",)).entries_to_run()
+
+
 def test_an_entry_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no entry dark \(valid: .*lookalike"):
         plan(tmp_path, entries=("dark",)).entries_to_run()
