@@ -17,6 +17,7 @@ BEGINNING = 10  # steps of an episode, before outcomes part
 COVERAGE = 0.9  # of the baseline's episodes: what an arm must have to be compared
 FEW = 6  # benchmarks of a suite that are shown one by one
 BASELINE = "off"
+UNKNOWN = "unknown"
 CHECKPOINT = ("model", "checkpoint")
 _ACTING = (*CHECKPOINT, "dtype", "execute_horizon", "ensemble", "ensemble_weight", "fast_grammar")
 _PRUNING = tuple(item.name for item in fields(PruningConfig))
@@ -43,10 +44,10 @@ class Summary:
     """An arm over some episodes.
 
     figures: `success`, `grasp`, `pruning`: whether anything was pruned (rates, 0 ... 1), the means over episodes of
-    `FIGURES`, in their own units, `change`: of refined minus clean entropy, nats, `first_change`: the same of the first
-    step, in which every arm sees the same, `raised`: the share of the steps that prune in which it is positive,
-    `attention`: unimportant attention in the first `BEGINNING` steps, and `held`: the share of the policy's steps that
-    gave no action; these three are 0 ... 1.
+    `FIGURES`, in their own units, `steps`: the share of the steps that prune, `change`: of refined minus clean entropy,
+    nats, `first_change`: the same of the first step, in which every arm sees the same, `raised`: the share of the steps
+    that prune in which it is positive, `attention`: unimportant attention in the first `BEGINNING` steps, and `held`:
+    the share of the policy's steps that gave no action. Shares and attention are 0 ... 1.
     What has no interval is missing: the grasp of a benchmark that does not say it, means of a single episode.
     """
 
@@ -240,14 +241,17 @@ def choice(episodes: Sequence[Episode], baseline: str) -> Choice | None:
 def constants(episodes: Sequence[Episode]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """What every arm was run with, and for each arm what not all have alike; (name: value), (arm: (name: value)).
 
-    A constant that means nothing for an arm, such as a tolerance without pruning, is not counted there.
+    A constant that means nothing for an arm, such as a tolerance without pruning, is not counted there; one that an
+    older log does not have is unknown.
     """
+    names = dict.fromkeys(name for episode in episodes for name in episode.setup)
     seen: dict[str, dict[str, list[str]]] = {}  # name, arm: values
     for episode in episodes:
-        for name, value in episode.setup.items():
-            if _matters(name, episode.setup):
-                values = seen.setdefault(name, {}).setdefault(episode.arm, [])
-                values += [] if _text(value) in values else [_text(value)]
+        for name in (name for name in names if _matters(name, episode.setup)):
+            values, value = seen.setdefault(name, {}).setdefault(episode.arm, []), UNKNOWN
+            if name in episode.setup:
+                value = _text(episode.setup[name])
+            values += [] if value in values else [value]
     said = {name: {arm: "; ".join(sorted(values)) for arm, values in arms.items()} for name, arms in seen.items()}
     arms = setups(episodes)
     alike = {name: next(iter(own.values())) for name, own in said.items() if len(set(own.values())) == 1}
@@ -265,6 +269,7 @@ def _summary(episodes: Sequence[Episode]) -> Summary:
     columns = {figure: [e.mean(figure) for e in episodes] for figure in FIGURES}
     columns["change"] = [e.mean("entropy_refined") - e.mean("entropy_clean") for e in episodes]
     columns["first_change"] = [e.series["entropy_refined"][0] - e.series["entropy_clean"][0] for e in episodes]
+    columns["steps"] = [_mean([float(count > 0) for count in e.series["pruned"]]) for e in episodes]
     columns["raised"] = [_raised(e) for e in episodes]
     columns["attention"] = [_mean(e.series["unimportant_attention"][:BEGINNING]) for e in episodes]
     columns["held"] = [e.holds / len(e.series["pruned"]) for e in episodes]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dtp_ros.errors import DtpError
+from dtp_ros.errors import ConfigError, DtpError
 from dtp_ros.models.registry import model_defaults
 from dtp_ros.pruning.config import PruningConfig
 from dtp_ros.resources import share_file
@@ -159,6 +159,9 @@ def _written(logs: Sequence[Path], out: Path) -> int:
 def _attention(options: argparse.Namespace) -> int:
     from dtp_ros.study.attention import write_attention
 
+    given = [name for name in ("labels", "topic", "benchmark") if getattr(options, name)]
+    if given and not options.bag:
+        raise ConfigError(f"--{given[0]} is for recordings (valid: with --bag)")
     episodes = log.read(options.log)
     if options.bag:
         from dtp_ros.study.bags import read_bags

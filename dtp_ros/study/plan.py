@@ -20,7 +20,7 @@ from dtp_ros.study.server import DtpModelServer
 
 LOG = "episodes.jsonl"
 ANSWER_TIMEOUT = 600.0  # s for one step of the policy: a large model on a CPU, or behind other shards
-_SERVER_KEYS = ("host", "port", "log", "arm")
+_SERVER_KEYS = ("host", "port", "log", "arm")  # of a server by itself: a study sets them
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class Plan:
         listed = config.get("benchmarks")
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise ConfigError(f"{self.benchmark} lists no `benchmarks`")
-        names = [str(entry.get("subname")) for entry in listed]
+        names = [str(entry["subname"]) for entry in listed if "subname" in entry]
         if unknown := [name for name in self.entries if name not in names]:
             raise ConfigError(f"{self.benchmark} has no entry {unknown[0]} (valid: {', '.join(names)})")
         chosen = [
-            Entry.of(self, config, entry) for entry in listed if not self.entries or entry["subname"] in self.entries
+            Entry.of(self, config, entry)
+            for entry in listed
+            if not self.entries or entry.get("subname") in self.entries
         ]
         resolved = [entry.name for entry in chosen]
         if twice := {name for name in resolved if resolved.count(name) > 1}:

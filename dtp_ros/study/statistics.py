@@ -63,11 +63,6 @@ class MannWhitney:
     p: float
     superiority: Estimate
 
-    @property
-    def rank_biserial(self) -> Estimate:
-        """The effect size r = 2 superiority - 1, -1 ... 1 (Kerby 2014); positive where the first group is larger."""
-        return self.superiority.map(lambda share: 2 * share - 1)
-
 
 @dataclass(frozen=True)
 class NoTest:

@@ -18,14 +18,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def percent(rate: Estimate | None) -> str:
     """A rate, 0 ... 1, and its interval, in percent."""
-    return MISSING if rate is None else f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} ... {100 * rate.high:.1f})"
+    if rate is None:
+        return MISSING
+    # Adding zero makes no -0.0 of what rounds to it.
+    value, low, high = (round(100 * x, 1) + 0.0 for x in (rate.value, rate.low, rate.high))
+    return f"{value:.1f} % ({low:.1f} ... {high:.1f})"
 
 
 def points(difference: Estimate | None) -> str:
     """A difference of rates, -1 ... 1, and its interval, in percentage points."""
     if difference is None:
         return MISSING
-    # Adding zero makes no -0.0 of what rounds to it.
     value, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
     return f"{value:+.1f} ({low:+.1f} ... {high:+.1f})"
 

@@ -71,6 +71,12 @@ def test_an_episode_is_not_counted_twice(capsys, tmp_path):
     assert "episodes = 25 exceeds the 24 of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--labels", "--topic", "--benchmark"])
+def test_what_is_for_recordings_is_refused_without_one(capsys, tmp_path, option):
+    assert main.main(["attention", "--log", "log.jsonl", option, "word", "--out", str(tmp_path)]) == 1
+    assert f"{option} is for recordings (valid: with --bag)" in capsys.readouterr().err
+
+
 def test_an_arm_that_is_not_there_is_named(capsys, tmp_path):
     assert main.main(["ablate", "--arms", "dtp 0.7", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err

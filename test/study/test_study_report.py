@@ -226,6 +226,12 @@ def test_what_all_arms_share_is_listed_once(swept):
     assert [row["tolerance"] for row in rows] == ["-", "0.25", "0.5", "1", "-"]
 
 
+def test_a_constant_that_only_some_episodes_have_is_not_said_of_all(sweep):
+    newer = [replace(e, setup={**e.setup, "processor": "A CPU"}) if e.episode else e for e in sweep]
+    assert "* processor: A CPU; unknown" in report.sweep_report(newer)
+    assert "* processor: A CPU\n" in report.sweep_report([e for e in newer if e.episode])
+
+
 def test_episodes_with_pruning_are_counted_and_the_first_step_is_shown_apart(sweep):
     strange = [
         replace(
