@@ -23,6 +23,7 @@ from dtp_ros.study.attention import write_attention
 from dtp_ros.study.comparison import BASELINE
 from dtp_ros.study.log import Episode, LogError
 from dtp_ros.study.report import write_reports
+from dtp_ros.study.setups import setups
 from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "evidence"
@@ -143,7 +144,7 @@ def overview_table(settings: Mapping[str, Sequence[Episode]]) -> str:
     """A row an arm, a column a setting, and one for those episodes of all settings that every arm has."""
     episodes = [episode for members in settings.values() for episode in members]
     columns = {**settings, "all settings": comparison.shared(episodes).episodes}
-    rows = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
+    rows = {arm: [f"`{arm}`"] for arm in setups(episodes)}
     for members in columns.values():
         summaries = comparison.summaries(members)
         differences = {found.arm: points(found.test.difference) for found in comparison.versus(members, [BASELINE])}

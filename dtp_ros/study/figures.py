@@ -13,6 +13,7 @@ from dtp_ros.errors import DtpError
 from dtp_ros.study import comparison
 from dtp_ros.study.comparison import Summary
 from dtp_ros.study.log import Episode
+from dtp_ros.study.setups import entropy_arms, fixed_tolerances, setups
 from dtp_ros.study.statistics import Estimate
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
@@ -74,7 +75,7 @@ def write_sweep(episodes: Sequence[Episode], folder: Path, name: str = "sweep", 
     """
     written = []
     for title, section in comparison.sections(episodes).items():
-        tasks, tolerances = comparison.groups(section, baseline), comparison.fixed_tolerances(section)
+        tasks, tolerances = comparison.groups(section, baseline), fixed_tolerances(section)
         if not tolerances:
             continue
         figure = _figure(max(1.0 + 2.6 * len(tasks), 5.0), 10.0)
@@ -82,8 +83,8 @@ def write_sweep(episodes: Sequence[Episode], folder: Path, name: str = "sweep", 
         grid = figure.subplots(len(PANELS), len(tasks), sharex=True, sharey="row", squeeze=False)
         ticks = sorted(set(tolerances.values()))
         gap = ASIDE * max(ticks[-1] - ticks[0], 0.5)
-        aside = dict.fromkeys(comparison.entropy_arms(section), ticks[-1] + gap)
-        aside |= {baseline: ticks[0] - gap} if baseline in comparison.setups(section) else {}
+        aside = dict.fromkeys(entropy_arms(section), ticks[-1] + gap)
+        aside |= {baseline: ticks[0] - gap} if baseline in setups(section) else {}
         drawn: set[str] = set()
         for column, (task, group) in enumerate(tasks.items()):
             summaries = comparison.summaries(group.episodes)
@@ -114,7 +115,7 @@ def write_ablation(
     for title, section in comparison.sections(episodes).items():
         groups = comparison.groups(section, baseline)
         tasks = {task: comparison.summaries(group.episodes) for task, group in groups.items()}
-        arms = list(comparison.setups(section))
+        arms = list(setups(section))
         grasp = all("grasp" in summary.figures for found in tasks.values() for summary in found.values())
         rows = ("success", "grasp") if grasp else ("success",)
         figure = _figure(max(2.0 + (0.4 + 0.22 * len(arms)) * len(tasks), 6.0), 1.2 + 2.6 * len(rows))

@@ -9,6 +9,7 @@ from pathlib import Path
 from dtp_ros.study import comparison, figures, log, statistics
 from dtp_ros.study.comparison import BASELINE, BEGINNING, COVERAGE, Choice, Group, Summary, Versus
 from dtp_ros.study.log import Episode
+from dtp_ros.study.setups import CHECKPOINT, constants, entropy_arms, families, fixed_tolerances, setups
 from dtp_ros.study.tables import MISSING, number, p_value, percent, points, table
 
 RANDOM = ("random_all", "random_unimportant")
@@ -72,13 +73,11 @@ def write_reports(episodes: Sequence[Episode], folder: Path, baseline: str = BAS
 def sweeps(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """The sweeps of a log by file name: no pruning, fixed tolerances, the tolerance of least entropy."""
     found = {}
-    for name, family in comparison.families(episodes).items():
+    for name, family in families(episodes).items():
         chosen = [e for e in family if e.setup.get("variant") not in ABLATED]
         ablated = {float(e.setup["tolerance"]) for e in family if e.setup.get("variant") in ABLATED}
-        fixed = set(comparison.fixed_tolerances(chosen).values())
-        if chosen and (
-            len(fixed) > 1 or fixed - ablated or comparison.entropy_arms(chosen) or len(chosen) == len(family)
-        ):
+        fixed = set(fixed_tolerances(chosen).values())
+        if chosen and (len(fixed) > 1 or fixed - ablated or entropy_arms(chosen) or len(chosen) == len(family)):
             found[_file("sweep", name)] = chosen
     return found
 
@@ -86,9 +85,9 @@ def sweeps(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 def ablations(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """The ablations of a log by file name: no pruning, and every variant, at one tolerance."""
     found = {}
-    for name, family in comparison.families(episodes).items():
+    for name, family in families(episodes).items():
         tolerances = {float(e.setup["tolerance"]) for e in family if e.setup.get("variant") in ABLATED}
-        fixed = comparison.fixed_tolerances(family)
+        fixed = fixed_tolerances(family)
         for tolerance in sorted(tolerances):
             at = f"tolerance {tolerance}" if len(tolerances) > 1 else ""
             found[_file("ablation", name, at)] = [
@@ -116,7 +115,7 @@ def sweep_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
 
 def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> str:
     """The variants of the paper's Table 4, in Markdown; each is tested against no pruning and against DTP."""
-    method = next(iter(comparison.fixed_tolerances(episodes)), None)
+    method = next(iter(fixed_tolerances(episodes)), None)
     against = [baseline, *([method] if method else [])]
     parts = ["# What is pruned: the variants", *_what_was_run(episodes, baseline)]
     for title, section in comparison.sections(episodes).items():
@@ -127,8 +126,8 @@ def ablation_report(episodes: Sequence[Episode], baseline: str = BASELINE) -> st
 
 
 def _what_was_run(episodes: Sequence[Episode], baseline: str) -> list[str]:
-    alike, differing = comparison.constants(episodes)
-    first = [name for name in comparison.CHECKPOINT if name in alike]
+    alike, differing = constants(episodes)
+    first = [name for name in CHECKPOINT if name in alike]
     listed = [*first, *sorted(alike.keys() - set(first))]
     names = sorted({name for own in differing.values() for name in own})
     counts = {arm: sum(e.arm == arm for e in episodes) for arm in differing}
@@ -263,7 +262,7 @@ def _figures(summaries: Mapping[str, Summary]) -> str:
 def _by_task(episodes: Sequence[Episode], baseline: str) -> str:
     """The paper's Table 4: grasp and success of each arm, for each task."""
     columns: list[str] = []
-    rows: dict[str, list[str]] = {arm: [f"`{arm}`"] for arm in comparison.setups(episodes)}
+    rows: dict[str, list[str]] = {arm: [f"`{arm}`"] for arm in setups(episodes)}
     for task, group in comparison.groups(episodes, baseline).items():
         summaries = comparison.summaries(group.episodes)
         said = all("grasp" in summary.figures for summary in summaries.values())
@@ -279,17 +278,17 @@ def _counts(episodes: Sequence[Episode], method: str | None) -> list[str]:
     """Whether the random variants prune as many tokens as DTP."""
     if method is None:
         return ["DTP itself was not run at this tolerance: nothing is compared with it."]
-    setups, summaries, rows = comparison.setups(episodes), comparison.summaries(episodes), []
+    of_arm, summaries, rows = setups(episodes), comparison.summaries(episodes), []
     # With a mask for each token prefixes part within a step, and of a step the log has its largest mask only.
     counted = all(e.setup.get("mask_schedule") == "per_step" for e in episodes if e.arm == method)
-    shared = [arm for arm, setup in setups.items() if setup.get("variant") != "off" and _share(episodes, method, arm)]
+    shared = [arm for arm, setup in of_arm.items() if setup.get("variant") != "off" and _share(episodes, method, arm)]
     for arm in shared:
         pairs = log.paired(episodes, method, arm)
         difference = same = MISSING
         if arm != method and len(pairs) > 1:
             means = zip(*[(one.mean("pruned"), two.mean("pruned")) for one, two in pairs], strict=True)
             difference = number(statistics.mean_difference(*means))
-        if counted and setups[arm].get("variant") in RANDOM:
+        if counted and of_arm[arm].get("variant") in RANDOM:
             equal = sum(one.series["pruned"][0] == two.series["pruned"][0] for one, two in pairs)
             same = percent(statistics.wilson(equal, len(pairs)))
         row = [f"`{arm}`", str(len(pairs)), number(summaries[arm].figures.get("pruned")), difference]
