@@ -51,7 +51,7 @@ def many_episodes(count=12, length=9, grid=GRID):
     for seed in range(count):
         recorder.say(False)
         recorder.episode([step_result(seed, i, grid=grid) for i in range(length)], OFF)
-        recorder.say(seed % 2 == 0)
+        recorder.say(seed % 2 == 1)
     return recorder
 
 
