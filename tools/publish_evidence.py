@@ -66,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def by_setting(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    """Episodes of `tabletop_lookalike` as `lookalike`, in the order of the settings."""
+    """Episodes of `tabletop_lookalike` as `lookalike`, in the order of the settings. Raises LogError for others."""
+    known = [f"tabletop_{name}" for name in SETTINGS]
+    if others := sorted({e.benchmark for e in episodes} - set(known)):
+        raise LogError(f"{others[0]} is no setting of the evidence (valid: {', '.join(known)})")
     names = [name for name in SETTINGS if any(e.benchmark == f"tabletop_{name}" for e in episodes)]
     return {name: [e for e in episodes if e.benchmark == f"tabletop_{name}"] for name in names}
 

@@ -87,6 +87,11 @@ def test_an_arm_with_a_constant_of_its_own_is_none_of_the_study():
     assert len(log.arms(publish_evidence.whole([*run(), *variant], study=False))) == 3
 
 
+def test_another_benchmark_is_refused():
+    with pytest.raises(log.LogError, match=r"bench is no setting of the evidence \(valid: tabletop_plain, "):
+        publish_evidence.by_setting(made(ARMS))
+
+
 def test_arms_of_two_machines_are_refused():
     off, other = run({"off": ARMS["off"]}), [e for e in run() if e.arm != "off"]
     mixed = of_processor(off, "a") + of_processor(other, "b")  # no pair shows it: all prune in their first step
