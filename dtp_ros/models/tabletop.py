@@ -49,8 +49,8 @@ class TabletopAdapter(DecoderAdapter):
         config = network.config
         super().__init__(network.language_model, network.lm_head)
         self.network = network
-        self._tokenizer = tokenizer
-        self._statistics = statistics
+        self.tokenizer = tokenizer
+        self.statistics = statistics
         self._bins = UniformBins(config.bins)
         self._first = config.vocabulary
         self.grid = (config.side, config.side)
@@ -77,7 +77,7 @@ class TabletopAdapter(DecoderAdapter):
         Raises ObservationError.
         """
         try:
-            ids: list[int] = self._tokenizer.encode(instruction, add_special_tokens=False).ids
+            ids: list[int] = self.tokenizer.encode(instruction, add_special_tokens=False).ids
         except (UnicodeError, TypeError):
             raise ObservationError("the instruction holds characters that are not Unicode text") from None
         if not 1 <= len(ids) <= MAX_WORDS:
@@ -93,7 +93,7 @@ class TabletopAdapter(DecoderAdapter):
         if len(ids) != DIMENSIONS:
             raise ActionDecodeError(f"{len(ids)} action tokens (valid: {DIMENSIONS})")
         values = self._bins.decode([i - self._first for i in ids])
-        action, config = self._statistics.unnormalise(values), self.network.config
+        action, config = self.statistics.unnormalise(values), self.network.config
         action[:2] *= min(1.0, config.max_translation / max(math.hypot(action[0], action[1]), 1e-9))
         action[2] = np.clip(action[2], -config.max_translation, config.max_translation)
         action[3:6] = np.clip(action[3:6], -config.max_rotation, config.max_rotation)

@@ -1,5 +1,7 @@
 """`make train`: demonstrations, training, and the choice of a checkpoint for the tabletop policy, from nothing.
 
+`--finetune CHECKPOINT` goes on from a policy that is there, with its words and its bins.
+
 Everything goes to one folder and is taken up where it was left: shards of demonstrations, the state of the training,
 the candidates, and `checkpoint`, which the package loads (`checkpoint:=out/train/checkpoint`). No step sees the fixed
 configurations that evaluations use.
@@ -20,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from dtp_ros.errors import DtpError, require_integer
 from dtp_ros.models.action_tokens import ActionStatistics
 from dtp_ros.models.checkpoint import DEVICES, resolve_device
-from dtp_ros.models.tabletop import write_checkpoint
+from dtp_ros.models.registry import load_adapter
+from dtp_ros.models.tabletop import TabletopAdapter, write_checkpoint
 from dtp_ros.models.tabletop_network import TabletopConfig, TabletopNetwork
 from dtp_ros.sim.expert import MAX_ROTATION, MAX_TRANSLATION
 from dtp_ros.training.curves import write_training_curve
@@ -64,11 +68,15 @@ class Run:
     """One training from what is in `out` on; `execute` leaves `checkpoint` and `report.json` there."""
 
     def __init__(
-        self, out: Path, plan: Plan, training: TrainingConfig, config: TabletopConfig, device: torch.device
+        self, out: Path, plan: Plan, training: TrainingConfig, device: torch.device, finetuned: str = ""
     ) -> None:
-        self.out, self.plan, self.training, self.config, self.device = out, plan, training, config, device
-        self.tokenizer = tabletop_tokenizer()
+        """finetuned: the checkpoint to begin with, as `load_adapter` takes it; without one, random weights."""
+        self.out, self.plan, self.training, self.device = out, plan, training, device
+        self._finetuned = finetuned
         self._shards = out / "demonstrations"
+        self._begin = _loaded(finetuned) if finetuned else None
+        self.tokenizer = self._begin.tokenizer if self._begin else tabletop_tokenizer()
+        self.config = self._begin.network.config if self._begin else new_config(self.tokenizer)
 
     def execute(self) -> dict[str, object]:
         """Every stage; the report."""
@@ -98,6 +106,7 @@ class Run:
         return {
             "plan": asdict(self.plan),
             "training": asdict(self.training),
+            "finetuned": self._finetuned,
             "parameters": sum(p.numel() for p in TabletopNetwork(self.config).parameters()),
             "frames": {"demonstrations": self._count(seeds), "own episodes": self._count(own)},
             "candidates": candidates,
@@ -109,11 +118,16 @@ class Run:
         }
 
     def _trainer(self, frames: Frames) -> Trainer:
-        """A trainer, from where it was left; the actions' percentiles are those of the demonstrations."""
-        self._statistics = action_statistics(frames)
-        objective = Objective(new_network(self.config, self.training.seed)).to(self.device)
+        """A trainer, from where it was left; percentiles of the actions are the demonstrations', or the beginning's."""
+        network = new_network(self.config, self.training.seed)
+        if self._begin:
+            network.load_state_dict(self._begin.network.state_dict())
+        self._statistics = self._begin.statistics if self._begin else action_statistics(frames)
+        objective = Objective(network).to(self.device)
         # The bins of the actions are those of the shards too.
-        data = {"shards": self.plan.shards, "own_shards": self.plan.own_shards}
+        data: dict[str, int | str] = {"shards": self.plan.shards, "own_shards": self.plan.own_shards}
+        if self._begin:
+            data["finetuned"] = self._finetuned
         trainer = Trainer(objective, self.training, self.out, data)
         held_out = self._batches(read_shards(self._shards, [self._seed(VALIDATION_SEED)]))
         self._validate = partial(_validation, trainer, self.config, held_out)
@@ -159,6 +173,18 @@ class Run:
         return sum(len(read_shard(shard_path(self._shards, seed))) for seed in seeds)
 
 
+def _loaded(checkpoint: str) -> TabletopAdapter:
+    """Raises CheckpointError."""
+    adapter = load_adapter("tabletop", checkpoint, device="cpu")
+    assert isinstance(adapter, TabletopAdapter)
+    return adapter
+
+
+def new_config(tokenizer: Tokenizer) -> TabletopConfig:
+    """Sizes of a policy that is trained from nothing."""
+    return TabletopConfig(tokenizer.get_vocab_size(), max_translation=MAX_TRANSLATION, max_rotation=MAX_ROTATION)
+
+
 def new_network(config: TabletopConfig, seed: int) -> TabletopNetwork:
     """A network with random weights, the same for the same seed."""
     torch.manual_seed(seed)
@@ -201,6 +227,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=Plan.workers)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="of the training; auto takes a GPU if any")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+    parser.add_argument("--rate", type=float, default=TrainingConfig.rate, help="of learning, at its peak")
+    parser.add_argument("--finetune", default="", metavar="CHECKPOINT", help="begin with it: shipped, or a folder")
     parser.add_argument("--drop", type=float, default=TrainingConfig.drop, help="largest share of image tokens hidden")
     return parser.parse_args(arguments)
 
@@ -210,11 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
     try:
         plan = Plan(options.shards, options.own_shards, options.choice_episodes, options.workers)
-        training = TrainingConfig(steps=options.steps, seed=options.seed, drop=options.drop)
-        config = TabletopConfig(
-            tabletop_tokenizer().get_vocab_size(), max_translation=MAX_TRANSLATION, max_rotation=MAX_ROTATION
-        )
-        report = Run(options.out, plan, training, config, resolve_device(options.device)).execute()
+        rates = {"rate": options.rate, "muon_rate": options.rate}
+        training = TrainingConfig(steps=options.steps, seed=options.seed, drop=options.drop, **rates)
+        report = Run(options.out, plan, training, resolve_device(options.device), options.finetune).execute()
     except DtpError as error:
         print(f"train: {error}", file=sys.stderr)
         return 1

@@ -63,7 +63,7 @@ class Trainer:
     """
 
     def __init__(
-        self, objective: Objective, config: TrainingConfig, folder: Path, data: Mapping[str, int] | None = None
+        self, objective: Objective, config: TrainingConfig, folder: Path, data: Mapping[str, int | str] | None = None
     ) -> None:
         self.config, self.objective, self._folder = config, objective, folder
         self._identity = asdict(config) | dict(data or {})

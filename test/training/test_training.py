@@ -186,6 +186,36 @@ def test_make_train_from_nothing_in_small(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_finetuning_begins_with_the_checkpoint(rate, network, tokenizer, statistics, tmp_path, monkeypatch, capsys):
+    """At a rate of nothing it ends with the weights it began with; the bins and words are the checkpoint's always."""
+    monkeypatch.setattr(training_main, "SHARD_FRAMES", 60)
+    monkeypatch.setattr(training_main, "VALIDATION_SAMPLES", 64)
+    begin = tmp_path / "begin"
+    write_checkpoint(begin, network, tokenizer, statistics)
+    arguments = ["--out", str(tmp_path / "out"), "--finetune", str(begin), "--rate", str(rate), "--drop", "0.5",
+                 "--steps", "4", "--shards", "1", "--own-shards", "0", "--choice-episodes", "1"]  # fmt: skip
+    assert training_main.main(arguments) == 0
+    end = load_adapter("tabletop", str(tmp_path / "out" / "checkpoint")).network.state_dict()
+    changed = [name for name, value in network.state_dict().items() if not value.equal(end[name])]
+    assert bool(changed) == (rate > 0)
+    for name in ("norm_stats.json", "config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / "checkpoint" / name).read_bytes() == (begin / name).read_bytes()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["finetuned"] == str(begin)
+    write_checkpoint(tmp_path / "second", network, tokenizer, statistics)
+    arguments[3] = str(tmp_path / "second")  # a state that began elsewhere is not gone on with
+    assert training_main.main(arguments) == 1
+    assert "is of a training with" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_to_finetune_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert training_main.main(["--out", str(tmp_path / "out"), "--finetune", str(tmp_path / "none")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_written_checkpoint_is_read_back_bit_for_bit(network, tokenizer, statistics, tmp_path):
     write_checkpoint(tmp_path / "c", network, tokenizer, statistics)
     adapter = load_adapter("tabletop", str(tmp_path / "c"))
