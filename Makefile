@@ -53,12 +53,16 @@ test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
-test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, and the layers below ROS under the oldest libraries
+test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, the layers below ROS under the oldest libraries, and what other Pythons install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --timeout 1200
 	for path in sequential static; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --path $$path -m "not long and not own_path" test/engine test/models || exit 1; \
 	done
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile test/pruning test/engine test/models test/widowx
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile test/pruning test/engine test/models test/widowx test/sim
+	for python in 3.10 3.12 3.14; do for constraints in constraints.txt constraints-ros.txt; do \
+	  $(BIN)/uv pip compile -q -o /dev/null --python-version $$python --python-platform x86_64-unknown-linux-gnu \
+	    requirements/base.txt requirements/dev.txt requirements/study.txt -c requirements/$$constraints || exit 1; \
+	done; done
 
 $(OLDEST)/.ready: requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

@@ -125,7 +125,8 @@ def read(paths: Iterable[Path]) -> list[Episode]:
                     f"{path}, line {number}: {episode.benchmark} was run in another way before (its parameters, or the "
                     "model's options): episodes that began otherwise are no pairs; keep them in a log of their own"
                 )
-            found[(*who, episode.arm, *episode.key)] = episode
+            name = (*who, episode.arm, *episode.key)
+            found[name] = episode
     return [found[key] for key in sorted(found)]
 
 
