@@ -35,9 +35,10 @@ class DueAction:
 class Schedule:
     """The newest chunk, action by action.
 
-    An action is due when its predecessor ends, the first on arrival, but not before the arm was measured at the time
-    of the chunk's image or later (so that the outcome does not depend on which of two topics is read first); after
-    `patience` s it waits for that no longer.
+    An action is due when its predecessor ends, the first of a chunk too: a policy that answers faster than its actions
+    last would else have them run on each other's heels, each as if it had its whole time. Where nothing is under way it
+    is due on arrival, but not before the arm was measured at the time of the chunk's image or later (so that the
+    outcome does not depend on which of two topics is read first); after `patience` s it waits for that no longer.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,8 @@ class Schedule:
         chunk, arrival = self._waiting
         if measured < chunk.stamp - SAME_TIME and now - arrival <= patience:
             return
-        self._waiting, self._due = None, now
+        # A predecessor of a longer period is not waited for to its end.
+        self._waiting, self._due = None, min(max(now, self._due), now + chunk.period)
         self._queue = deque(
             DueAction(action, chunk.period, chunk.stamp + (i + 1) * chunk.period, None if i else chunk.stamp)
             for i, action in enumerate(chunk.actions)

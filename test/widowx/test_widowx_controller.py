@@ -38,6 +38,28 @@ def test_a_newer_chunk_replaces_the_rest():
     assert bench.sent[-1][1].gripper == 0.030
 
 
+def test_chunks_that_come_faster_than_their_actions_last_move_the_arm_no_faster():
+    """15 chunks a second of actions of 0.2 s: five actions a second, each of the newest chunk then."""
+    bench = Bench()
+    for number in range(29):
+        bench.chunk([0.0005 * (number + 1), 0, 0, 0, 0, 0, 1.0], FORWARD)
+        bench.tick()
+        bench.run(1 / 15, step=1 / 75)
+    assert [t for t, _ in bench.sent] == pytest.approx([100.0 + 0.2 * i for i in range(10)], abs=0.014)
+    x = [position(command)[0] for _, command in bench.sent]
+    np.testing.assert_allclose(np.diff(x), [0.0015 * i for i in range(1, 10)], atol=1e-5)
+
+
+def test_a_chunk_waits_no_longer_than_its_own_period_for_a_slow_predecessor():
+    bench = Bench()
+    bench.chunk(FORWARD, period=2.0)
+    bench.tick()
+    bench.run(0.1)
+    bench.chunk(LEFT)
+    bench.tick()
+    assert [t for t, _ in bench.run(1.0)] == [100.3]
+
+
 def test_a_chunk_waits_for_joint_states_as_new_as_its_image():
     bench = Bench()
     bench.now = 100.02
