@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 from rclpy.client import Client
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
+from rclpy.node import Node
 from rclpy.subscription import Subscription
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 # Whether a subscription's callback may take (message, info): rclpy 3.4 and later, so not Humble.
 HAS_MESSAGE_INFO = hasattr(Subscription, "CallbackType")
 ASK_AGAIN = 5.0  # s
+
+
+def no_events() -> SubscriptionEventCallbacks:
+    """For a subscription that is meant to hear some publishers of its topic only: rclpy warns of each of the others."""
+    return SubscriptionEventCallbacks(use_default_callbacks=False)
+
+
+def unknown_parameters(node: Node, elsewhere: Iterable[str] = ()) -> list[str]:
+    """Those that a file or `-p` gives the node and it never declared: ROS ignores them, and a limit misspelt is none.
+
+    elsewhere: names of other nodes' parameters, which stand under `/**` for all. A line each, with the nearest name.
+    """
+    given = set(getattr(node, "_parameter_overrides", {}))  # rclpy has no public way to ask
+    strange = sorted(name for name in given - set(elsewhere) if not node.has_parameter(name))
+    own = node.get_parameters_by_prefix("")
+    lines = []
+    for name in strange:
+        if not name.startswith(("qos_overrides.", "start_type_description_service")):
+            near = get_close_matches(name, own, 1) or get_close_matches(name.partition(".")[0], own, 1)
+            lines.append(f"parameter {name} is not known and has no effect" + f" (is it {near[0]}?)" * bool(near))
+    return lines
 
 
 class Question:

@@ -34,9 +34,11 @@ from visualization_msgs.msg import MarkerArray
 from dtp_ros.errors import ConfigError, DtpError
 from dtp_ros.ros import conversions, widowx_parameters
 from dtp_ros.ros.chunk_source import ChunkSource
+from dtp_ros.ros.compat import unknown_parameters
 from dtp_ros.ros.drivers import create_driver
 from dtp_ros.ros.drivers.base import DriverSettings
 from dtp_ros.ros.lock_step import LockStepWatch
+from dtp_ros.ros.parameters import SPEC_BY_NAME
 from dtp_ros.ros.widowx_views import markers_to_ros, status_to_ros
 from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.controller import ArmController
@@ -54,6 +56,8 @@ class WidowxNode(Node):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("widowx", **kwargs)
         self._values = widowx_parameters.declare(self)
+        for line in unknown_parameters(self, SPEC_BY_NAME):
+            self.get_logger().warning(line)
         config = widowx_parameters.controller_config(self._values)
         arm, settings = robot(str(self._values["robot"])), widowx_parameters.driver_settings(self._values)
         self._base_frame = str(self._values["base_frame"])
@@ -105,11 +109,11 @@ class WidowxNode(Node):
         return measured if self._sim_time and measured is not None else self._clock_time()
 
     def _run(self) -> None:
-        """Send what is due; an arm that went away holds when it is back, whatever was left to do."""
+        """Send what is due; an arm that went away holds when it is back, and a real one waits to be armed."""
         if status := self._driver.status():
             if self._ready:
                 self._ready = False
-                self._controller.driver_lost()
+                self._controller.driver_lost(disarms=not self._driver.arms_at_start)
                 self.get_logger().error(f"the arm went away: {status}")
             return
         self._ready = True
@@ -173,7 +177,7 @@ class WidowxNode(Node):
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
-            refusal = self._controller.arm(self._now())
+            refusal = self._driver.status() or self._controller.arm(self._now())
             self._source.trust()
         else:
             refusal = ""

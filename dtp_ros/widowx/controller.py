@@ -120,11 +120,19 @@ class ArmController:
         self._hold_causes = (cause,)
         return False
 
-    def driver_lost(self) -> None:
-        """The arm's own driver went away: hold, once it is back, where the arm then is; nothing goes on by itself."""
+    def driver_lost(self, *, disarms: bool) -> None:
+        """The arm's own driver went away: hold, once it is back, where the arm then is; a way home has ended.
+
+        disarms: also wait for `arm` then. A person may have switched the arm off, and have a hand on it: no command
+        reaches its motors before.
+        """
         self.homing = False
         self._last = None  # nobody holds the arm there any more
-        self.refuse("driver")
+        if disarms and self.armed:
+            self.disarm("driver")
+            self._disarming = False
+        else:
+            self.refuse("driver")
 
     # -- what a person asks -------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "holds", "command_timeout", "no further chunk came in time: the rest of the last is dropped"
         ),
         "not_armed": Check("holds", "", "the arm is not armed"),
-        "driver": Check("holds", "driver", "the arm's own driver went away, or is not set up any more"),
+        "driver": Check("stops", "driver", "the arm's own driver went away, or is not set up any more"),
         "going_home": Check("drops", "", "a chunk came while the arm was going home"),
         "late": Check("drops", "late_actions", "the action's time was over"),
         "time_backwards": Check("drops", "", "a stamp before the last one: state forgotten, the next is taken"),

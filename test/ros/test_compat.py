@@ -9,11 +9,12 @@ from graph import spinning
 from policy_harness import wait_until
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.task import Future
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from dtp_ros.ros.compat import LastingExecutor, Question
+from dtp_ros.ros.compat import LastingExecutor, Question, unknown_parameters
 
 DOMAIN = 72
 
@@ -50,6 +51,24 @@ def test_subscriptions_that_come_and_go_under_a_stream_leave_the_node_alive(node
     finally:
         ended.set()
         stream.join()
+
+
+def test_a_parameter_that_is_misspelt_is_named_with_the_one_that_was_meant():
+    """ROS ignores it without a word; a limit that somebody believes in would be none."""
+    rclpy.init(domain_id=DOMAIN)
+    given = {"max_joint_velocty": 0.3, "model_options.convention": "bridge", "tolerance": 1.0, "use_sim_time": False}
+    overrides = [Parameter(name, value=value) for name, value in given.items()]
+    node = Node("misspelt", parameter_overrides=overrides)
+    try:
+        for name in ("max_joint_velocity", "model_options"):
+            node.declare_parameter(name, "")
+        assert unknown_parameters(node, elsewhere=["tolerance"]) == [
+            "parameter max_joint_velocty is not known and has no effect (is it max_joint_velocity?)",
+            "parameter model_options.convention is not known and has no effect (is it model_options?)",
+        ]
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
 
 
 def test_a_question_whose_answer_is_lost_is_asked_again(nodes):

@@ -200,7 +200,9 @@ def test_an_arm_in_another_mode_is_named_and_left_alone(arm, parameters, reason)
     with arm(**parameters), with_node() as bench:
         ear = Ear(bench)
         wait_until(lambda: reason in bench.status()[0], lambda: f"{reason}, not {bench.status()[0]}")
-        bench.arm()
+        refused = bench.arm()
+        assert not refused.success
+        assert reason in refused.message
         bench.send(FORWARD)
         bench.status()
         assert (ear.group, ear.single) == ([], [])
@@ -220,10 +222,16 @@ def test_an_arm_that_comes_late_or_again_is_set_up(arm):
         count = len(ear.group)
         with arm():  # at its start
             wait_until(lambda: ear.has(OURS), "our profile again")
-            wait_until(lambda: len(ear.group) > count, "a hold")
-            assert bench.status()[1]["holds/driver"] == "1"
-            assert len(ear.group) == count + 1
-            np.testing.assert_allclose(ear.group[-1].cmd, ear.measured()[0], atol=1e-5)
+            wait_until(lambda: bench.status()[0] == "disarmed: driver", "an arm that waits to be armed")
+            bench.send(FORWARD, FORWARD)
+            wait_until(lambda: int(bench.status()[1]["holds/not_armed"]) >= 2, "two refusals")
+            assert bench.status()[1]["stops/driver"] == "1"
+            assert len(ear.group) == count  # a hand may be on it
+            assert bench.arm().success
+            bench.send(FORWARD)
+            wait_until(lambda: len(ear.group) > count, "motion")
+            x = position(ear.group[-1].cmd)[0] - position(START)[0]
+            np.testing.assert_allclose(x, 0.02, atol=3e-3)  # from where the new arm is
 
 
 def test_going_home_does_not_go_on_by_itself_when_the_arm_is_back(arm):
@@ -237,11 +245,10 @@ def test_going_home_does_not_go_on_by_itself_when_the_arm_is_back(arm):
         wait_until(lambda: "no service" in bench.status()[0], "the arm missed")
         count = len(ear.group)
         with arm():  # at its start
-            wait_until(lambda: len(ear.group) > count, "a hold")
-            np.testing.assert_allclose(ear.group[count].cmd, START, atol=1e-5)
+            wait_until(lambda: bench.status()[0] == "disarmed: driver", "an arm that waits to be armed")
+            assert bench.arm().success
             time.sleep(1.0)  # five steps
-            assert len(ear.group) == count + 1
-            assert bench.status()[1]["state"] == "holding"
+            assert len(ear.group) == count
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from driver_harness import CLOSE, FORWARD, environment, malformed, require_sane, stand_in
+from rclpy.node import Node
 from scipy.interpolate import CubicHermiteSpline
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
@@ -115,6 +117,14 @@ def test_what_must_not_be_sent_is_not(interbotix):
 def test_a_missing_controller_is_named():
     with running(DOMAIN, driver="joint_trajectory", arm_controller="left/arm_controller") as bench:
         assert "nobody listens to /left/arm_controller/joint_trajectory" in bench.status()[0]
+        refused = bench.arm()
+        assert (refused.success, "nobody listens" in refused.message) == (False, True)
+        recorder = Node("rosbag2_recorder", context=bench.context)  # hears all, and drives nothing
+        recorder.create_subscription(JointTrajectory, "/left/arm_controller/joint_trajectory", print, 10)
+        wait_until(lambda: bench.count_subscribers("/left/arm_controller/joint_trajectory") == 1, "the recorder")
+        time.sleep(0.5)
+        assert "nobody listens to /left/arm_controller/joint_trajectory" in bench.status()[0]
+        recorder.destroy_node()
         hear(bench, "/left/arm_controller/joint_trajectory")
         wait_until(lambda: "/gripper_controller/joint_trajectory" in bench.status()[0], "the gripper's named")
 

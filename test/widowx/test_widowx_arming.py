@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from controller_bench import ARM, FORWARD, START, Bench
+from controller_bench import ARM, FORWARD, LEFT, START, Bench
 
 from dtp_ros.widowx.controller import ArmController
 from dtp_ros.widowx.kinematics import ROBOTS, robot
@@ -110,19 +110,33 @@ def test_a_hold_that_is_still_due_when_armed_again_is_not_the_last():
     assert (held.holding, held.armed, held.last) == (True, True, False)
 
 
-def test_a_driver_that_was_lost_holds_the_arm_where_it_is_when_it_is_back():
+@pytest.mark.parametrize("disarms", [True, False])
+def test_a_driver_that_was_lost_holds_the_arm_where_it_is_when_it_is_back(disarms):
     """Away for 30 s, in which the arm fell by 0.4 rad: neither its last command nor its last measurement is sent."""
     bench = Bench()
     bench.chunk(FORWARD, FORWARD)
     bench.tick()
-    bench.arm.driver_lost()
+    bench.arm.driver_lost(disarms=disarms)
     bench.now += 30.0
     assert bench.tick() == []
     assert bench.arm.is_hold_due
     bench.joints = fallen = START + np.array([0, 0.4, 0, 0, 0, 0])
     (held,) = [command for _, command in bench.run(2.0)]
-    assert (held.holding, held.armed, held.causes) == (True, True, ("driver",))
+    assert (held.holding, held.armed, held.causes) == (True, not disarms, ("driver",))
     np.testing.assert_array_equal(held.joints, fallen)
+    bench.chunk(LEFT)
+    assert [command.holding for command in bench.tick()] == [disarms]
+
+
+def test_a_stop_while_the_driver_is_away_drives_no_motor_when_it_is_back():
+    bench = Bench()
+    bench.chunk(FORWARD, FORWARD)
+    bench.tick()
+    bench.arm.driver_lost(disarms=True)
+    bench.arm.disarm("stop")
+    assert [command.armed for _, command in bench.run(2.0)] == [False]
+    assert bench.arm.disarmed_by == "stop"
+    assert bench.arm.arm(bench.now) == ""
 
 
 @pytest.mark.parametrize("by", ["the driver lost", "arm"])
@@ -135,6 +149,6 @@ def test_going_home_ends_with_the_driver_and_is_not_inherited(by):
     if by == "arm":
         assert bench.arm.arm(bench.now) == ""
     else:
-        bench.arm.driver_lost()
+        bench.arm.driver_lost(disarms=True)
     assert not bench.arm.homing
     assert all(command.holding for _, command in bench.run(3.0))

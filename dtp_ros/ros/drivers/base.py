@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from rclpy.node import Node
 from rclpy.publisher import Publisher
 
 from dtp_ros.errors import ConfigError
@@ -13,6 +15,9 @@ from dtp_ros.ros.names import under
 from dtp_ros.widowx.command import Command
 
 DELIVERY = 0.5  # s that the last message has to be delivered
+LOOK_AGAIN = 1.0  # s after which the listeners of a topic are looked at again, were they as many as before
+# How the names of nodes begin that hear a topic and drive nothing: recorders, `ros2 topic echo`, what draws.
+ONLOOKERS = ("rosbag2_", "_ros2cli", "rqt_", "plotjuggler", "foxglove_bridge")
 
 
 class Driver(Protocol):
@@ -74,9 +79,24 @@ class DriverSettings:
         return under(self.arm_namespace, name)
 
 
-def unheard(publisher: Publisher) -> str:
-    """That nobody listens to a publisher, or "" where someone does."""
-    return "" if publisher.get_subscription_count() > 0 else f"nobody listens to {publisher.topic_name}"
+class Audience:
+    """Who listens to a publisher: whether a controller may, not only somebody who looks on."""
+
+    def __init__(self, node: Node, publisher: Publisher) -> None:
+        self._node, self._publisher = node, publisher
+        self._count = 0  # of the listeners that were looked at last
+        self._looked_at = 0.0  # when, steady clock, s
+        self._controllers = 0
+
+    def missing(self) -> str:
+        """That nobody listens who could drive an arm, or ""."""
+        count = self._publisher.get_subscription_count()
+        if count and (count != self._count or time.monotonic() > self._looked_at + LOOK_AGAIN):
+            listeners = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
+            self._controllers = sum(not info.node_name.startswith(ONLOOKERS) for info in listeners)
+            self._looked_at = time.monotonic()
+        self._count = count
+        return "" if count and self._controllers else f"nobody listens to {self._publisher.topic_name}"
 
 
 def require_module(name: str, needed_by: str, install: str) -> Any:

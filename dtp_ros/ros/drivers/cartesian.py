@@ -15,7 +15,7 @@ from rclpy.node import Node
 
 from dtp_ros.errors import ArmError, ConfigError, require_choice
 from dtp_ros.ros.conversions import pose_stamped_to_ros
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings
 from dtp_ros.ros.drivers.grippers import create_gripper
 from dtp_ros.ros.drivers.set_up import SetUp, Steps, call
 from dtp_ros.widowx.command import Command
@@ -60,6 +60,7 @@ class CartesianDriver:
         self._controller = CONTROLLERS[settings.cartesian_controller]
         topic = settings.under(settings.cartesian_topic or self._controller.topic)
         self._publisher = node.create_publisher(PoseStamped, topic, 10)
+        self._audience = Audience(node, self._publisher)
         self._gripper = create_gripper(node, robot, settings)
         self._clients: dict[str, Client] = {}
         self._set_up = None if settings.cartesian_frame else SetUp(node, self._check_frames)
@@ -98,7 +99,7 @@ class CartesianDriver:
 
     def status(self) -> str:
         """Which controller is missing, or how its frames differ."""
-        text = unheard(self._publisher)
+        text = self._audience.missing()
         if self._set_up is None:
             return text
         if text and not self._set_up.status:

@@ -11,7 +11,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtp_ros.errors import ConfigError
 from dtp_ros.ros.conversions import joint_state_to_ros, joint_target_to_ros
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, require_module, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings, require_module
 from dtp_ros.widowx.kinematics import Robot
 
 # Trossen's gripper_controller is a ParallelGripperActionController, Interbotix's a joint_trajectory_controller.
@@ -46,11 +46,12 @@ class TrajectoryGripper:
         self._finger = robot.finger_joints[0]
         topic = settings.under(f"{settings.gripper_controller}/joint_trajectory")
         self._publisher = node.create_publisher(JointTrajectory, topic, 10)
+        self._audience = Audience(node, self._publisher)
         self._sent: float | None = None
 
     def status(self) -> str:
         """Whether the controller is missing."""
-        text = unheard(self._publisher)
+        text = self._audience.missing()
         if text:
             self._sent = None  # the one that comes has not heard it
         return text

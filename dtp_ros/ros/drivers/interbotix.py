@@ -9,7 +9,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from dtp_ros.errors import ConfigError, DtpError, require_choice
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, require_module, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings, require_module
 from dtp_ros.ros.drivers.interbotix_motors import GRIPPER, GROUP, Motors
 from dtp_ros.ros.drivers.set_up import Conversation, SetUp
 from dtp_ros.widowx.command import Command
@@ -47,6 +47,7 @@ class InterbotixDriver:
         self._group_command, self._single_command = messages.JointGroupCommand, messages.JointSingleCommand
         self._group = node.create_publisher(self._group_command, settings.under("commands/joint_group"), 10)
         self._single = node.create_publisher(self._single_command, settings.under("commands/joint_single"), 10)
+        self._audience = Audience(node, self._group)
         try:
             self._motors = Motors(node, robot, settings, services)
         except AttributeError as error:
@@ -63,7 +64,7 @@ class InterbotixDriver:
 
     def status(self) -> str:
         """What the set-up waits for, or why it failed."""
-        text = unheard(self._group) or self._motors.missing()
+        text = self._audience.missing() or self._motors.missing()
         if text:
             self._begin_anew(text)
         return self._set_up.status

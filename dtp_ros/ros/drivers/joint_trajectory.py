@@ -7,7 +7,7 @@ from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
 from dtp_ros.ros.conversions import joint_target_to_ros
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings
 from dtp_ros.ros.drivers.grippers import create_gripper
 from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
@@ -30,11 +30,12 @@ class JointTrajectoryDriver:
         self._joint_names = robot.joint_names
         topic = settings.under(f"{settings.arm_controller}/joint_trajectory")
         self._publisher = node.create_publisher(JointTrajectory, topic, 10)
+        self._audience = Audience(node, self._publisher)
         self._gripper = create_gripper(node, robot, settings)
 
     def status(self) -> str:
         """Whether the arm's controller is missing."""
-        return unheard(self._publisher)
+        return self._audience.missing()
 
     def warning(self) -> str:
         """Whether the gripper's controller is missing: the arm moves and holds without."""

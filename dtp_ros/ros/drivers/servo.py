@@ -12,7 +12,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 
 from dtp_ros.ros.conversions import twist_stamped_to_ros
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings
 from dtp_ros.ros.drivers.grippers import create_gripper
 from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Array, Robot
@@ -33,6 +33,7 @@ class ServoDriver:
     def __init__(self, node: Node, robot: Robot, settings: DriverSettings) -> None:
         self._node, self._frame = node, settings.base_frame
         self._publisher = node.create_publisher(TwistStamped, settings.under(settings.servo_topic), 10)
+        self._audience = Audience(node, self._publisher)
         self._gripper = create_gripper(node, robot, settings)
         self._twist = np.zeros(6)
         self._moves_until = self._speaks_until = 0.0  # steady clock, s
@@ -40,7 +41,7 @@ class ServoDriver:
 
     def status(self) -> str:
         """Whether Servo is missing."""
-        return unheard(self._publisher)
+        return self._audience.missing()
 
     def warning(self) -> str:
         """Whether the gripper's controller is missing: the arm moves and holds without."""

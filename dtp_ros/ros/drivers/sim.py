@@ -8,7 +8,7 @@ from sensor_msgs.msg import JointState
 
 from dtp_ros.errors import require_choice
 from dtp_ros.ros.conversions import joint_state_to_ros
-from dtp_ros.ros.drivers.base import DELIVERY, DriverSettings, unheard
+from dtp_ros.ros.drivers.base import DELIVERY, Audience, DriverSettings
 from dtp_ros.widowx.command import Command
 from dtp_ros.widowx.kinematics import Robot
 
@@ -29,10 +29,11 @@ class SimDriver:
         require_choice("robot of the driver sim", robot.name, ROBOTS)
         self._robot = robot
         self._publisher = node.create_publisher(JointState, "sim/joint_command", 10)
+        self._audience = Audience(node, self._publisher)
 
     def status(self) -> str:
         """Whether a simulator is missing: in lock-step a command that nobody hears would stop time for ever."""
-        return unheard(self._publisher)
+        return self._audience.missing()
 
     def warning(self) -> str:
         """Nothing."""
