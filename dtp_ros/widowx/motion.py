@@ -30,17 +30,18 @@ class Motion:
 def plan_action(gate: Gate, reference: str, action: Array, measured: Array, last: Array, seconds: float) -> Motion:
     """The motion that an action [7] asks for, `seconds` after the joints `last` [n] were sent, from `measured` [n]."""
     causes: list[str] = []
-    target = None
+    asked = None
     try:
         clipped = gate.action(action, causes)
         transform_measured, transform_last = forward(gate.robot, measured), forward(gate.robot, last)
+        asked = target_pose(action, transform_measured, transform_last, reference)
         target = target_pose(clipped, transform_measured, transform_last, reference)
         goal = gate.pose(target, transform_last if reference == "commanded" else transform_measured, causes)
         reached, error = _reach(gate, goal, last, seconds, causes)
         joints = gate.joints(reached, last, measured, seconds, causes)
     except RefusedError as refusal:
-        return Motion(None, target, _unique([*causes, refusal.cause]))
-    return Motion(joints, target, _unique(causes), error)
+        return Motion(None, asked, _unique([*causes, refusal.cause]))
+    return Motion(joints, asked, _unique(causes), error)
 
 
 def plan_home(gate: Gate, neutral: Array, measured: Array, last: Array, seconds: float) -> Motion | None:

@@ -11,6 +11,14 @@ ARM = robot("wx250s")
 START = np.array([0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0])
 
 
+def test_the_target_that_is_shown_is_what_was_asked_for_before_any_clip():
+    gate = Gate(ARM, GateConfig())
+    action = np.array([0.3, -0.2, 0, 0, 0, 0, 1.0])  # millimetres taken for metres would look alike once clipped
+    motion = plan_action(gate, "commanded", action, START, START, 0.2)
+    assert "step" in motion.causes
+    np.testing.assert_allclose(motion.target[:3, 3] - forward(ARM, START)[:3, 3], action[:3], atol=1e-12)
+
+
 @pytest.mark.parametrize("velocity", [0.2, 0.5, 1.0])
 def test_a_step_that_is_too_fast_is_shortened_along_its_line(velocity):
     gate = Gate(ARM, GateConfig(max_joint_velocity=velocity))
