@@ -41,14 +41,19 @@ class Worker(Generic[Item]):
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run a function in the worker, after the calls before it and before the next step."""
         future: Future[T] = Future()
+        owed = [future]
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
+            answer = owed.pop()
+            if not answer.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(function())
+                answer.set_result(function())
             except BaseException as error:
-                future.set_exception(error)
+                answer.set_exception(error)
+            finally:
+                # An exception holds this frame, and all that the call made, as half a model: no cycle by its answer.
+                del answer
 
         with self._condition:
             if self._stopping:
@@ -83,6 +88,7 @@ class Worker(Generic[Item]):
                 work()
             except BaseException as error:
                 self._on_crash(error)
+            del work  # what it holds shall not stay until there is more
 
     def _next(self) -> Callable[[], None] | None:
         """What to do next; waits for it. None: the end."""

@@ -1,6 +1,8 @@
 """dtp_ros/ros/worker.py: the newest item only, calls in order, an end without anybody left waiting."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -43,6 +45,30 @@ def test_a_slow_step_finds_only_the_newest_item(make):
     worker.stop()
     assert done in ([4], [])  # the end may come before the step, never an older item
     assert 0 not in done
+
+
+def test_what_a_call_that_failed_had_made_is_free_once_its_answer_is(make):
+    """A model that was loaded and then refused: it must not stay on the GPU until a collector comes round."""
+    left = []
+
+    class Model:
+        pass
+
+    def load():
+        model = Model()
+        left.append(weakref.ref(model))
+        raise ValueError("does not fit")
+
+    worker = make(lambda item: None)
+    gc.disable()
+    try:
+        answer = worker.call(load)
+        assert isinstance(answer.exception(DEADLINE), ValueError)
+        del answer
+        worker.call(lambda: None).result(DEADLINE)
+        assert left[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_calls_come_in_order_and_before_the_next_step(make):
