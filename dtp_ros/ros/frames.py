@@ -15,12 +15,14 @@ FRAME_CAUSES = ("time_backwards", "repeated_stamp", "stale", "not_paired")
 class FrameGate:
     """The stamps of one episode's images, and when its last chunk was published.
 
-    newest: newest stamp seen; used: the one acted on last; published: when the last chunk was, on the node's clock.
+    newest: newest stamp seen; used: the one acted on last; published: when the last chunk was, on the node's clock;
+    wait: how long after that no image is looked at.
     """
 
     newest: int | None = None
     used: int | None = None
     published: int | None = None
+    wait: int = 0
 
     def refusal(self, stamp: int, now: int, timeout: int) -> str:
         """Why an image of this stamp is dropped (one of FRAME_CAUSES), or "".
@@ -38,16 +40,17 @@ class FrameGate:
         """`stale` where the image is older than the timeout, or ""."""
         return "stale" if now - stamp > timeout else ""
 
-    def is_due(self, stamp: int, wait: int) -> bool:
-        """Whether the image was taken after the last chunk's publication plus `wait`."""
-        return self.published is None or stamp > self.published + wait
+    def is_due(self, stamp: int) -> bool:
+        """Whether the image was taken after the last chunk's publication and its wait."""
+        return self.published is None or stamp > self.published + self.wait
 
-    def publish(self, stamp: int, now: int) -> int:
+    def publish(self, stamp: int, now: int, wait: int) -> int:
         """Note that the chunk of the image `stamp` is published now; returns its latency, ns.
 
-        An image may overtake the /clock message of its own moment: the later of the two is now.
+        wait: how long what it asks for lasts, but for its last action. An image may overtake the /clock message of its
+        own moment: the later of the two is now.
         """
-        self.published = max(now, stamp)
+        self.published, self.wait = max(now, stamp), wait
         return self.published - stamp
 
     def restart(self, newest: int | None = None) -> None:

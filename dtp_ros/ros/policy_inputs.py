@@ -130,19 +130,22 @@ class PolicyInputs:
             if self._gate.staleness(frame.stamp_ns, self._now(), _ns(settings.image_timeout)):
                 self._figures.drop("stale")
                 return False
-            return self._gate.is_due(frame.stamp_ns, _wait(settings))
+            return self._gate.is_due(frame.stamp_ns)
 
     def is_current(self, frame: Frame) -> bool:
         """Whether the frame's episode still runs."""
         return self._is_open and frame.episode == self._episode
 
-    def publish(self, frame: Frame, publish: Callable[[], None]) -> float | None:
-        """Call `publish` unless the episode has ended meanwhile; returns the latency since the image, s."""
+    def publish(self, frame: Frame, publish: Callable[[], None], settings: Settings) -> float | None:
+        """Call `publish` unless the episode has ended meanwhile; returns the latency since the image, s.
+
+        settings: those of the step. The next image is one of the chunk's last executed action.
+        """
         with self._lock:
             if not self.is_current(frame):
                 return None
             publish()
-            return self._gate.publish(frame.stamp_ns, self._now()) * 1e-9
+            return self._gate.publish(frame.stamp_ns, self._now(), _wait(settings)) * 1e-9
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
         subscription = self._node.create_subscription(kind, topic, callback, SENSOR, callback_group=self._group)
@@ -190,10 +193,9 @@ class PolicyInputs:
         if messages is None or not settings.acting:
             return None
         stamp = _stamp_ns(messages[0])
-        if not self._gate.is_due(stamp, _wait(settings)):
+        if not self._gate.is_due(stamp):
             self._figures.skip()
             return None
-        self._gate.used = stamp
         return tuple(messages)
 
     def _hand_on(self, messages: tuple[CameraMessage, ...], episode: int) -> None:
@@ -205,6 +207,9 @@ class PolicyInputs:
             if state is None:
                 self._figures.drop("no_state", "no joint states of the image's time")
                 return
+        with self._lock:
+            if episode == self._episode:  # only now: an image without its joint states may be shown once more
+                self._gate.used = stamp
         self._on_frame(Frame(images, header.stamp, header.frame_id, stamp, episode, self._intrinsics, state))
 
     def _now(self) -> int:

@@ -36,7 +36,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtp_ros.engine.types import StepResult
 from dtp_ros.errors import DtpError, ObservationError
-from dtp_ros.ros.compat import HAS_MESSAGE_INFO, LastingExecutor
+from dtp_ros.ros import widowx_parameters
+from dtp_ros.ros.compat import HAS_MESSAGE_INFO, LastingExecutor, no_events, unknown_parameters
 from dtp_ros.ros.conversions import action_chunk_to_ros
 from dtp_ros.ros.debug_images import DebugImages
 from dtp_ros.ros.pace import PaceWatch
@@ -70,6 +71,8 @@ class PolicyNode(LifecycleNodeMixin, Node):
         refuse_impossible_transitions(self)
         self._figures = Figures()
         self._store = PolicyParameters(self, self._on_parameters)
+        for line in unknown_parameters(self, widowx_parameters.SPECS):
+            self.get_logger().warning(line)
         self._state = "unconfigured"
         self._model: Inference | None = None
         self._seen_instructions: deque[tuple[int, str]] = deque(maxlen=16)
@@ -103,7 +106,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
         for durability in (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
             qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=durability)
             heard = self._on_instruction_once if HAS_MESSAGE_INFO else self._on_instruction
-            self.create_subscription(String, "instruction", heard, qos)
+            # A volatile publisher, as `ros2 topic pub`, does not fit the second, and need not.
+            events = no_events() if durability == DurabilityPolicy.TRANSIENT_LOCAL else None
+            self.create_subscription(String, "instruction", heard, qos, event_callbacks=events)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=reports)
         self._crash_guard = self.create_guard_condition(self._deactivate_after_crash, self._transitions)
         self.create_timer(1.0, self._publish_diagnostics, reports, clock=self._steady)
@@ -186,10 +191,10 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self.get_logger().info(f"{settings.model} is loaded: {', '.join(model.about().values())}")
 
     def _unload(self) -> None:
-        if self._model is not None:
+        self._model = None
+        if "dtp_ros.ros.inference" in sys.modules:  # also where a model was refused after it was loaded
             from dtp_ros.ros.inference import free_memory
 
-            self._model = None
             free_memory()
 
     def _report_progress(self, message: str, fraction: float) -> None:
@@ -225,7 +230,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         count = None if settings.publish_whole_chunk else settings.execute_horizon
         actions = result.chunk.actions[:count]
         message = action_chunk_to_ros(actions, frame.stamp, settings.base_frame, settings.control_frequency)
-        return self._inputs.publish(frame, lambda: self._chunks.publish(message))
+        return self._inputs.publish(frame, lambda: self._chunks.publish(message), settings)
 
     def _on_crash(self, error: BaseException) -> None:
         if not self.context.ok():

@@ -12,11 +12,11 @@ def test_an_older_image_ends_the_episode_and_the_next_is_accepted():
     gate = FrameGate()
     assert gate.refusal(1000 * MS, 1000 * MS, TIMEOUT) == ""
     gate.used = 1000 * MS
-    gate.publish(1000 * MS, 1100 * MS)
+    gate.publish(1000 * MS, 1100 * MS, 0)
     assert gate.refusal(200 * MS, 200 * MS, TIMEOUT) == "time_backwards"
     gate.restart(newest=200 * MS)
     assert gate.refusal(233 * MS, 233 * MS, TIMEOUT) == ""
-    assert gate.is_due(233 * MS, 0)
+    assert gate.is_due(233 * MS)
 
 
 def test_backwards_wins_over_stale():
@@ -40,17 +40,19 @@ def test_staleness(age_ms, cause):
 
 def test_horizon_one_needs_only_an_image_after_the_publication():
     gate = FrameGate()
-    assert gate.is_due(0, 0)
-    assert gate.publish(1000 * MS, 1070 * MS) == 70 * MS
-    assert not gate.is_due(1070 * MS, 0)
-    assert gate.is_due(1071 * MS, 0)
+    assert gate.is_due(0)
+    assert gate.publish(1000 * MS, 1070 * MS, 0) == 70 * MS
+    assert not gate.is_due(1070 * MS)
+    assert gate.is_due(1071 * MS)
 
 
 def test_a_longer_horizon_waits_for_all_actions_but_the_last():
-    gate = FrameGate(published=1000 * MS)
-    wait = 3 * 200 * MS  # execute_horizon 4 at 5 Hz
-    assert not gate.is_due(1600 * MS, wait)
-    assert gate.is_due(1601 * MS, wait)
+    gate = FrameGate()
+    gate.publish(900 * MS, 1000 * MS, 3 * 200 * MS)  # execute_horizon 4 at 5 Hz
+    assert not gate.is_due(1600 * MS)
+    assert gate.is_due(1601 * MS)
+    gate.publish(1601 * MS, 1700 * MS, 0)  # what the next asks for
+    assert gate.is_due(1701 * MS)
 
 
 def test_an_image_that_overtakes_the_clock_does_not_stop_lock_step():
@@ -61,9 +63,9 @@ def test_an_image_that_overtakes_the_clock_does_not_stop_lock_step():
         if step % 2:
             clock = stamp  # in time
         assert gate.refusal(stamp, clock, TIMEOUT) == ""
-        assert gate.is_due(stamp, 0)
+        assert gate.is_due(stamp)
         gate.used = stamp
-        assert gate.publish(stamp, clock) == 0
+        assert gate.publish(stamp, clock, 0) == 0
         assert gate.published == stamp
 
 

@@ -129,3 +129,24 @@ def test_no_fresh_joint_states_make_no_frame(rig):
 
     wait_until(sent, "no_state")
     assert not frames
+
+
+def test_an_image_that_found_no_joint_states_serves_when_they_are_there(rig):
+    """In lock-step the simulator repeats its moment until there is a command: refused, it would stand still."""
+    inputs, publishers, frames, figures = rig
+    inputs.open()
+    frames.clear()
+    before = figures.drops["no_state"]
+    stamp = now()
+    publishers["joint_states"].publish(joint_states(time_at(stamp - 100.0)))
+    time.sleep(0.05)
+
+    def show():
+        for topic in ("image", "image_1"):
+            publishers[topic].publish(image_to_ros(picture(1, 48, 64), time_at(stamp), "camera"))
+        time.sleep(0.1)
+
+    wait_until(lambda: show() or figures.drops["no_state"] > before, "no_state")
+    publishers["joint_states"].publish(joint_states(time_at(stamp)))
+    wait_until(lambda: show() or frames, "a frame")
+    assert frames[0].stamp_ns == round(stamp * 1e9)
