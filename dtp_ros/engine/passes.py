@@ -12,6 +12,8 @@ from dtp_ros.engine.cache import RowCache
 from dtp_ros.engine.capture import RowRecorder, RowRequest, captured_states
 from dtp_ros.models.base import VlaAdapter
 
+SPARE = 16  # rows of a cache beyond the sequence: those that are tried and not kept, and padding
+
 if TYPE_CHECKING:
     from dtp_ros.engine.prefix import Prefix
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dtp_ros.engine.decoder import Chain, Pass
+from dtp_ros.engine.passes import SPARE
 from dtp_ros.engine.sequence import TokenSequence
 
 
@@ -130,6 +131,7 @@ class ActionQueries:
         self._sequence = sequence
         self._layers = relevance_layers
         self._chain = Chain(sequence)
+        self._tried = torch.zeros(0)
 
     def prefill(self) -> tuple[Pass, Tensor]:
         """See Scope."""
@@ -146,11 +148,17 @@ class ActionQueries:
 
     def attempt(self, masks: Tensor) -> Tensor:
         """See Scope: the last row again, as often as there are masks, beside the clean one."""
-        return self._chain.attempt([len(self._sequence) - 1] * len(masks), list(masks), keep=0).logits
+        last, self._tried = len(self._sequence) - 1, masks
+        parts = [masks[start : start + SPARE] for start in range(0, len(masks), SPARE)]
+        return torch.cat([self._chain.attempt([last] * len(part), list(part), keep=0).logits for part in parts])
 
     def keep(self, index: int) -> None:
         """See Scope."""
-        self._chain.adopt(index)
+        first = (len(self._tried) - 1) // SPARE * SPARE  # of the last pass, whose rows are still there
+        if index < first:
+            self.refine(self._tried[index])
+        else:
+            self._chain.adopt(index - first)
 
     def look_ahead(self, mask: Tensor, *, held: bool) -> tuple[Tensor, Pass]:
         """See Scope: two rows, or three, since a clean one runs beside the row that a held mask is for."""

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from dtp_ros.engine.cache import RowCache
-from dtp_ros.engine.passes import Output, Passes, Request
+from dtp_ros.engine.passes import SPARE, Output, Passes, Request
 from dtp_ros.models.base import VlaAdapter
 
 BUCKET = 32  # rows of a prefill, and room of a cache, are multiples of it
 FEW = (1, 2, 3, 4, 6, 8)  # rows of a pass behind the prefill
-SPARE = 16  # rows of a cache beyond the sequence: those that are tried and not kept, and padding
 MOST_ROOMS = 3  # sizes of cache that are kept, with their graphs: an instruction may need another bucket
 
 _log = logging.getLogger(__name__)

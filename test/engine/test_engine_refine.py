@@ -8,8 +8,10 @@ import torch
 from engine_models import CONFIG, MODELS, emu, forced, gemma, observation, qwen
 from engine_oracle import Reference
 
+from dtp_ros.engine import scopes
 from dtp_ros.engine.capture import captured_attention
 from dtp_ros.engine.refine import generate
+from dtp_ros.engine.static import StaticPasses
 from dtp_ros.models.base import ActionVocabulary
 
 SCOPES = ("all", "action")
@@ -108,6 +110,19 @@ def test_options_equal_recomputation(make, scope, schedule, changes):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_forced_prefix_equals_recomputation(make, scope, schedule):
     require_equal(forced(make()), replace(CONFIG, mask_scope=scope, mask_schedule=schedule))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_grid_that_does_not_fit_into_one_pass_equals_recomputation(schedule, fixed, monkeypatch):
+    """Several passes of two masks each; the one that is kept may be of any of them."""
+    monkeypatch.setattr(scopes, "SPARE", 2)
+    config = replace(CONFIG, mask_scope="action", mask_schedule=schedule, tolerance_mode="min_entropy")
+    for make in MODELS.values():
+        adapter = make()
+        for seed in range(3):
+            passes = StaticPasses(adapter) if fixed else None
+            require_equal(adapter, replace(config, tolerance_grid=GRID), seed=seed, step=3, passes=passes)
 
 
 def test_min_entropy_chooses_among_the_grid():
