@@ -78,12 +78,14 @@ def resolve_dtype(name: str, device: torch.device, of_checkpoint: str) -> torch.
     Raises ConfigError for an unknown name, and DeviceError for a type that the device does not compute.
     """
     require_choice("dtype", name, ("auto", *DTYPES))
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         name = of_checkpoint if device.type == "cuda" and of_checkpoint in DTYPES else "float32"
+        name = "float32" if name == "bfloat16" and emulated else name  # float16 is too narrow for some of them
     kind, bits = DTYPES[name]
     if kind is torch.float16 and device.type == "cpu":
         raise DeviceError(f"dtype = {name!r} on the CPU (valid there: auto, float32, bfloat16, int8, int4)")
-    if kind is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if kind is torch.bfloat16 and emulated:
         raise DeviceError(f"dtype = {name!r} on {torch.cuda.get_device_name()} (valid there: float32, float16)")
     if bits == 4 and device.type == "cuda" and torch.cuda.get_device_capability() < INT4_CAPABILITY:
         valid = ", ".join(other for other in DTYPES if other != name)

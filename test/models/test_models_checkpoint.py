@@ -120,6 +120,17 @@ def test_failed_loading_leaves_the_default_dtype_alone(damaged):
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch):
+    """As a T4: torch says by default that bfloat16 is supported, since it can be emulated."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    cuda = torch.device("cuda")
+    assert checkpoint.resolve_dtype("auto", cuda, "bfloat16") == torch.float32
+    assert checkpoint.resolve_dtype("auto", cuda, "float16") == torch.float16
+    with pytest.raises(DeviceError, match=r"'bfloat16' on Tesla T4 \(valid there: float32, float16\)"):
+        checkpoint.resolve_dtype("bfloat16", cuda, "bfloat16")
+
+
 def test_devices_and_dtypes_that_are_not_there_are_refused():
     cpu = torch.device("cpu")
     if not torch.cuda.is_available():
