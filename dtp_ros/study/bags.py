@@ -40,18 +40,23 @@ UNFINISHED = "that were not over"
 
 @dataclass(frozen=True)
 class Recorded:
-    """Episodes of recordings. left_out: episodes by reason. foreign: messages on `~/trace` that are not ours."""
+    """Episodes of recordings. left_out: episodes by reason. foreign: messages on `~/trace` that are not ours.
+
+    unused: names in the labels that no recording has.
+    """
 
     episodes: tuple[Episode, ...]
     left_out: Mapping[str, int]
     foreign: int
+    unused: tuple[str, ...]
 
     def __str__(self) -> str:
         """What was read and what was not, in words."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
         said = f"{len(self.episodes)} episodes read from recordings, {sum(self.left_out.values())} left out"
         said += f" ({reasons})" if reasons else ""
-        return said + (f"; {self.foreign} messages were not of dtp_policy" if self.foreign else "")
+        said += f"; {self.foreign} messages were not of dtp_policy" if self.foreign else ""
+        return said + (f"; the labels of {', '.join(self.unused)} are of no recording here" if self.unused else "")
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ def read_bags(paths: Iterable[Path], labels: Path | None = None, *, topic: str =
             episodes.append(_episode(run, benchmark or name, first + run.number, success, ending.grasped))
         foreign += strange
         first += len(runs) if benchmark else 0
-    return Recorded(tuple(episodes), dict(left_out), foreign)
+    unused = sorted({bag for bag, _ in ended} - names.keys())
+    return Recorded(tuple(episodes), dict(left_out), foreign, tuple(unused))
 
 
 def _steps(bag: Bag, topic: str) -> tuple[list[_Step], int]:

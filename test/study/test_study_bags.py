@@ -200,6 +200,7 @@ def test_labels_go_before_the_simulator_and_fill_what_it_did_not_say(tmp_path):
     assert [(e.episode, e.success) for e in recorded.episodes] == [(1, True)]
     assert recorded.left_out == {bags.UNLABELLED: 2}
     assert "2 left out (2 without a label)" in str(recorded)
+    assert str(recorded).endswith("; the labels of a are of no recording here")
     with pytest.raises(BagError, match=r"b has no episode 3 \(it has 0 ... 2\)"):
         bags.read_bags([tmp_path / "b"], labelled(tmp_path, {("b", 3): True}))
 
