@@ -80,7 +80,7 @@ def viewer(robot_file: str, namespace: str, camera: list[tuple[str, str]], sim: 
     if robot_file:
         arm = yaml.safe_load(Path(robot_file).read_text())["/**/widowx"]["ros__parameters"]
         arguments += ["-f", arm["base_frame"]]
-        remappings.append(("robot_description", f"{arm['arm_namespace']}/robot_description"))
+        remappings.append(("robot_description", under(arm["arm_namespace"], "robot_description")))
     options = {"arguments": arguments, "remappings": remappings, "parameters": [{"use_sim_time": sim}]}
     return Node(package="rviz2", executable="rviz2", namespace=namespace, **options)
 
