@@ -37,6 +37,7 @@ class ArmController:
         self.disarmed_by = ""  # the check that disarmed, until armed again
         self.homing = False
         self.holding = True
+        self.paced = True  # chunks wait for their predecessor; not in lock-step, where time waits for them
         self.causes: tuple[str, ...] = ()  # of the last command or refusal
         self.orientation_error = 0.0  # of the last command, rad
         self._hold_causes: tuple[str, ...] = ()  # of a hold that is due
@@ -130,9 +131,9 @@ class ArmController:
         self._last = None  # nobody holds the arm there any more
         if disarms and self.armed:
             self.disarm("driver")
-            self._disarming = False
         else:
             self.refuse("driver")
+        self._disarming = self._disarming and not disarms
 
     # -- what a person asks -------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class ArmController:
             return self._send(now, Motion(None, None, causes))
         if self.homing:
             return self._home(now) if now >= self._due - SAME_TIME else None
-        self._schedule.begin(now, self._measured.stamp, self.config.gate.joint_state_timeout)
+        self._schedule.begin(now, self._measured.stamp, self.config.gate.joint_state_timeout, paced=self.paced)
         due, late = self._schedule.take(now, drop_late=self.config.late_actions == "drop")
         self.gate.count(*["late"] * late)
         return self.watch(now) if due is None else self._execute(due, now)

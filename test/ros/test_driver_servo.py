@@ -19,7 +19,7 @@ class Servo:
 
     def __init__(self, bench, topic="/servo_node/delta_twist_cmds"):
         self.bench, self.twists, self.arrivals, self.gripper = bench, [], [], []
-        bench.create_subscription(TwistStamped, topic, self.on_twist, 100)
+        self.ears = bench.create_subscription(TwistStamped, topic, self.on_twist, 100)
         bench.create_subscription(JointTrajectory, "/gripper_controller/joint_trajectory", self.gripper.append, 10)
 
     def on_twist(self, message):
@@ -90,6 +90,26 @@ def test_unarmed_silence_and_a_stop_is_zero():
         time.sleep(0.3)
         last = servo.moving()[-1]
         assert not np.any(servo.twists[last + 1 :])
+
+
+def test_a_servo_that_comes_back_hears_nothing_before_the_arm_is_armed():
+    with running(DOMAIN, **NODE) as bench:
+        servo = Servo(bench)
+        servo.ready()
+        bench.arm()
+        bench.send(*[FORWARD] * 20)
+        wait_until(servo.moving, "motion")
+        bench.destroy_subscription(servo.ears)
+        wait_until(lambda: "nobody listens" in bench.status()[0], "the loss seen")
+        back = Servo(bench)
+        wait_until(lambda: bench.status()[0] == "disarmed: driver", "an arm that waits to be armed")
+        time.sleep(1.0)
+        assert bench.trigger("stop").success
+        time.sleep(0.3)
+        assert back.twists == []
+        bench.arm()
+        bench.send(FORWARD)
+        wait_until(back.moving, "motion")
 
 
 def test_what_must_not_be_sent_is_not():

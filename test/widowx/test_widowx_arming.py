@@ -139,6 +139,15 @@ def test_a_stop_while_the_driver_is_away_drives_no_motor_when_it_is_back():
     assert bench.arm.arm(bench.now) == ""
 
 
+def test_a_stop_that_no_hold_could_follow_before_the_driver_was_lost_drives_no_motor_either():
+    bench = Bench()
+    bench.now += 10.0  # no joint states, and nothing was sent: the hold of the stop waits
+    bench.arm.disarm("stop")
+    assert bench.tick() == []
+    bench.arm.driver_lost(disarms=True)
+    assert [command.armed for _, command in bench.run(2.0)] == [False]
+
+
 @pytest.mark.parametrize("by", ["the driver lost", "arm"])
 def test_going_home_ends_with_the_driver_and_is_not_inherited(by):
     bench = Bench()

@@ -17,7 +17,8 @@ from dtp_ros.widowx.command import Command
 DELIVERY = 0.5  # s that the last message has to be delivered
 LOOK_AGAIN = 1.0  # s after which the listeners of a topic are looked at again, were they as many as before
 # How the names of nodes begin that hear a topic and drive nothing: recorders, `ros2 topic echo`, what draws.
-ONLOOKERS = ("rosbag2_", "_ros2cli", "rqt_", "plotjuggler", "foxglove_bridge")
+ONLOOKERS = ("rosbag2_", "_ros2cli", "rqt_", "rviz", "plotjuggler", "foxglove_bridge")
+NOT_YET_KNOWN = "_NODE_NAME_UNKNOWN_"  # of a reader that was discovered before its node
 
 
 class Driver(Protocol):
@@ -85,16 +86,18 @@ class Audience:
     def __init__(self, node: Node, publisher: Publisher) -> None:
         self._node, self._publisher = node, publisher
         self._count = 0  # of the listeners that were looked at last
-        self._looked_at = 0.0  # when, steady clock, s
+        self._look_at = 0.0  # when to look again, steady clock, s
         self._controllers = 0
 
     def missing(self) -> str:
         """That nobody listens who could drive an arm, or ""."""
         count = self._publisher.get_subscription_count()
-        if count and (count != self._count or time.monotonic() > self._looked_at + LOOK_AGAIN):
+        if count and (count != self._count or time.monotonic() > self._look_at):
             listeners = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
-            self._controllers = sum(not info.node_name.startswith(ONLOOKERS) for info in listeners)
-            self._looked_at = time.monotonic()
+            names = [info.node_name for info in listeners]
+            self._controllers = sum(not name.startswith((*ONLOOKERS, NOT_YET_KNOWN)) for name in names)
+            is_known = len(names) == count and NOT_YET_KNOWN not in names
+            self._look_at = time.monotonic() + (LOOK_AGAIN if is_known else 0.0)
         self._count = count
         return "" if count and self._controllers else f"nobody listens to {self._publisher.topic_name}"
 

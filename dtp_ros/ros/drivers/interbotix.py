@@ -18,7 +18,7 @@ from dtp_ros.widowx.kinematics import Robot
 ROBOTS = ("wx250s", "wx250")
 INSTALL = "build interbotix_xs_msgs of github.com/Interbotix/interbotix_ros_core, or run Interbotix's installer"
 RESTORE_TIMEOUT = 3.0  # s
-SILENCE = 2.0  # s without joint states after which xs_sdk may be another
+SILENCE = 3.0  # s without joint states after which xs_sdk may be another, or the arm was switched off and on
 AT_END = 1e-3  # m between the fingers: as near as this to closed or open is there
 
 

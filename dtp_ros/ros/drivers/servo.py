@@ -40,8 +40,11 @@ class ServoDriver:
         node.create_timer(REPEAT_PERIOD, self._repeat, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def status(self) -> str:
-        """Whether Servo is missing."""
-        return self._audience.missing()
+        """Whether Servo is missing; one that comes is told nothing before the next command."""
+        text = self._audience.missing()
+        if text:
+            self._moves_until = self._speaks_until = 0.0
+        return text
 
     def warning(self) -> str:
         """Whether the gripper's controller is missing: the arm moves and holds without."""
