@@ -14,6 +14,8 @@ class LockStepWatch:
 
     def __init__(self) -> None:
         self._moved: float | None = None  # time last moved, or a chunk came, or a policy was first seen
+        self._asked = 0.0  # since when an answer is waited for; a period that was held meanwhile is no answer
+        self._held = False  # time last moved since it stood still, not by a chunk
         self._slowest = 0.0  # longest wait for a chunk
         self._answered = False  # a chunk came
         self._lock_step = True  # until simulated time is seen to go on without commands
@@ -23,12 +25,18 @@ class LockStepWatch:
         """There is a policy: from now on it is waited for."""
         self._moved = time.monotonic() if self._moved is None else self._moved
 
+    @property
+    def in_lock_step(self) -> bool:
+        """Whether time waits for commands; so it is until it is seen to go on without."""
+        return self._lock_step
+
     def chunk(self) -> None:
         """A chunk came."""
         now = time.monotonic()
-        if self._answered and self._moved is not None:
-            self._slowest = max(self._slowest, now - self._moved)
-        self._moved, self._answered = now, True
+        if self._answered:
+            self._slowest = max(self._slowest, now - self._asked)
+        self._moved = self._asked = now
+        self._answered, self._held = True, False
 
     def command(self, stamp: float) -> None:
         """A command was sent at simulated time `stamp`, s."""
@@ -38,6 +46,7 @@ class LockStepWatch:
         """Joint states came; the newest sound ones were of simulated time `before`, and are of `measured` (s)."""
         if self._moved is not None and measured != before:
             self._moved = time.monotonic()
+            self._asked = self._asked if self._held else self._moved
         if measured is None or measured == before:  # another simulator, perhaps; or one that repeats a moment
             self._lock_step, self._commanded_at = True, measured
         elif before is None or self._commanded_at is None:
@@ -55,5 +64,5 @@ class LockStepWatch:
         now = time.monotonic()
         if self._moved is None or now - self._moved <= patience:
             return False
-        self._moved = now
+        self._moved, self._held = now, True
         return True

@@ -166,6 +166,7 @@ class WidowxNode(Node):
             now = self._now()
             if self._sim_time and self._controller.measured_at is None:
                 now = max(now, chunk.stamp)  # /clock may not have been heard either
+            self._controller.paced = not (self._sim_time and self._lock_step.in_lock_step)
             if not self._controller.chunk(chunk, now):
                 self.get_logger().warning("chunk refused: see /diagnostics", throttle_duration_sec=1.0)
         self._run()

@@ -59,15 +59,18 @@ class Schedule:
         self._queue.clear()
         self._waiting = chunk, now if self._waiting is None else self._waiting[1]
 
-    def begin(self, now: float, measured: float, patience: float) -> None:
-        """Make the waiting chunk's first action due, if its time has come."""
+    def begin(self, now: float, measured: float, patience: float, *, paced: bool) -> None:
+        """Make the waiting chunk's first action due, if its time has come. paced: when its predecessor ends."""
         if self._waiting is None:
             return
         chunk, arrival = self._waiting
         if measured < chunk.stamp - SAME_TIME and now - arrival <= patience:
             return
-        # A predecessor of a longer period is not waited for to its end.
-        self._waiting, self._due = None, min(max(now, self._due), now + chunk.period)
+        self._waiting = None
+        # Jitter below half a period is made up for, as within a chunk: one chunk that is late delays no later ones. A
+        # predecessor of a longer period is not waited for to its end.
+        punctual = paced and now - self._due <= 0.5 * chunk.period
+        self._due = min(self._due, now + chunk.period) if punctual else now
         self._queue = deque(
             DueAction(action, chunk.period, chunk.stamp + (i + 1) * chunk.period, None if i else chunk.stamp)
             for i, action in enumerate(chunk.actions)

@@ -50,6 +50,27 @@ def test_chunks_that_come_faster_than_their_actions_last_move_the_arm_no_faster(
     np.testing.assert_allclose(np.diff(x), [0.0015 * i for i in range(1, 10)], atol=1e-5)
 
 
+def test_a_chunk_that_is_late_delays_none_that_are_punctual():
+    """60 ms late are made up for at once; after 160 ms, more than half a period, time is counted from there."""
+    bench, arrivals = Bench(), [100.0, 100.26, 100.4, 100.6, 100.96, 101.16]
+    for arrival in arrivals:
+        bench.run(arrival - bench.now)
+        bench.chunk(FORWARD)
+        bench.tick()
+    assert [t for t, _ in bench.sent] == pytest.approx(arrivals)
+
+
+def test_in_lock_step_an_action_is_due_on_arrival_whatever_its_period():
+    """Time goes on by 0.2 s a command, and an action of 0.4 s has no end before the next command."""
+    bench = Bench()
+    bench.arm.paced = False
+    for _ in range(3):
+        bench.chunk(FORWARD, period=0.4)
+        assert len(bench.tick()) == 1
+        bench.now += 0.2
+        bench.measure()
+
+
 def test_a_chunk_waits_no_longer_than_its_own_period_for_a_slow_predecessor():
     bench = Bench()
     bench.chunk(FORWARD, period=2.0)
