@@ -26,7 +26,8 @@ class Embodiment:
     cameras: names in the benchmark's `images`, the main one first; a model takes as many as it has.
     control_frequency: Hz. state: the arm's state as `Observation` has it, or None. act: an action [7] of `ActionChunk`
     as the benchmark takes it, [7]. wants: what the benchmark is asked for unless its file says otherwise, always, where
-    the model takes the state, and where it has more than one camera.
+    the model takes the state, and where it has more than one camera. hand: makes, for an episode, what turns the
+    opening that `act` gave into what the benchmark takes, called once a control step.
     """
 
     cameras: tuple[str, ...]
@@ -38,6 +39,7 @@ class Embodiment:
     wants: Mapping[str, Any] = field(default_factory=dict)
     rotation: str = "axis_angle"
     gripper: str = "continuous_01"
+    hand: Callable[[], Callable[[float], float]] = lambda: float
 
     def observe(self, seen: Seen, num_cameras: int, *, with_state: bool, step: int) -> Observation:
         """An observation of control step `step`. Raises ObservationError where something is missing."""
@@ -107,6 +109,32 @@ def _libero_metres(action: Array) -> Array:
     return np.concatenate([np.clip(moved / LIBERO_STEP, -1.0, 1.0), _closing(action[6])])
 
 
+class RelativeHand:
+    """The gripper of SIMPLER's Google Robot, which moves by differences, for vla-eval's `sticky`: 0 closes, 1 opens.
+
+    As SIMPLER's policies of OpenVLA and SpatialVLA: the first opening is the reference r; where a later one g differs
+    from it by more than 0.5 while no motion runs, r - g is sent for 15 control steps, and r = g. vla-eval takes v as
+    1 - 2 v, repeats that for 15 steps by itself where it is above 0.5, and would do so for every v: a gripper told to
+    stay open would close up to 14 steps late. So v is (1 - r + g) / 2 where a motion begins, and else 0.5, none.
+    """
+
+    STEPS = 15
+
+    def __init__(self) -> None:
+        self._reference: float | None = None
+        self._left = 0  # steps of the motion that runs
+
+    def __call__(self, opening: float) -> float:
+        """What vla-eval takes at this control step, for an opening 0 ... 1."""
+        self._reference = opening if self._reference is None else self._reference
+        self._left = max(0, self._left - 1)
+        difference = self._reference - opening
+        if self._left or abs(difference) <= 0.5:
+            return 0.5
+        self._reference, self._left = opening, self.STEPS
+        return 0.5 * (1.0 - difference)
+
+
 _LIBERO: Mapping[str, Any] = {
     "cameras": ("agentview", "wrist"),
     "control_frequency": 20.0,
@@ -123,7 +151,9 @@ EMBODIMENTS: Mapping[str, Embodiment] = {
     "tabletop": Embodiment(("camera",), 5.0, _tabletop_state, _unchanged, {}, {}, rotation="euler_xyz"),
     "simpler_widowx": Embodiment(control_frequency=5.0, **_SIMPLER),
     # vla-eval sends its `binary` gripper to both robots, and 1, which opens the WidowX, closes this one.
-    "simpler_google": Embodiment(control_frequency=3.0, wants={"gripper_mode": "sticky"}, **_SIMPLER),
+    "simpler_google": Embodiment(
+        control_frequency=3.0, wants={"gripper_mode": "sticky"}, hand=RelativeHand, **_SIMPLER
+    ),
     "libero": Embodiment(act=_libero_units, **_LIBERO),
     "libero_metres": Embodiment(act=_libero_metres, **_LIBERO),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dtp_ros.models.registry import load_adapter, model_defaults
 from dtp_ros.pruning.config import MAX_SEED, PruningConfig
 from dtp_ros.resources import share_file
 from dtp_ros.study import log
-from dtp_ros.study.embodiments import embodiment
+from dtp_ros.study.embodiments import Array, embodiment
 from dtp_ros.study.step_model import processor
 
 _PRUNING = {item.name for item in fields(PruningConfig)}
@@ -75,6 +75,7 @@ class _Running:
     task: Mapping[str, Any]
     setup: Mapping[str, Any]
     suite: str
+    hand: Callable[[float], float]
     traces: list[StepTrace] = field(default_factory=list)
     holds: int = 0
     gripper: float = 1.0  # of the last action: a hold keeps it
@@ -175,7 +176,7 @@ class DtpModelServer(PredictModelServer):
         constants = self._constants.of_episode(benchmark, *_which(task))
         # By episode: after a lost connection two of one shard's may be known for a while.
         self._running[ctx.episode_id] = _Running(
-            policy, constants, ctx.session_id, self._arm, benchmark, task, self.setup(), self._suite
+            policy, constants, ctx.session_id, self._arm, benchmark, task, self.setup(), self._suite, self._robot.hand()
         )
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
@@ -189,10 +190,16 @@ class DtpModelServer(PredictModelServer):
         episode.traces.append(result.trace)
         if result.chunk is None:
             episode.holds += 1
-            return {"actions": self._robot.act(np.array([0.0] * 6 + [episode.gripper])), "hold": True}
+            return {"actions": self._acted(np.array([0.0] * 6 + [episode.gripper]), episode), "hold": True}
         actions = result.chunk.actions[: constants.execute_horizon]
         episode.gripper = float(actions[-1, 6])
-        return {"actions": np.stack([self._robot.act(action) for action in actions])}
+        return {"actions": np.stack([self._acted(action, episode) for action in actions])}
+
+    def _acted(self, action: Array, episode: _Running) -> Array:
+        """An action [7] as the benchmark takes it, [7]."""
+        given = self._robot.act(action).copy()
+        given[6] = episode.hand(float(given[6]))
+        return given
 
     async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
         """Log the episode, unless it broke off."""

@@ -1,9 +1,11 @@
 """dtp_ros/study/embodiments.py against the formulas that the benchmarks' own evaluations use."""
 
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from vla_eval.benchmarks.simpler.benchmark import SimplerEnvBenchmark
 
 from dtp_ros.errors import ConfigError, ObservationError
 from dtp_ros.models import lerobot
@@ -38,6 +40,44 @@ def test_simpler_takes_axis_times_angle_and_the_opening(name):
     np.testing.assert_allclose(given[:3], ACTION[:3])
     np.testing.assert_allclose(given[3:6], rotation_vector(quaternion_of_euler(*ACTION[3:6])), atol=1e-12)
     assert given[6] == 0.9
+
+
+class GripperRecorder:
+    """In SIMPLER's place: keeps what vla-eval sends to the gripper."""
+
+    def __init__(self):
+        self.sent = []
+
+    def step(self, action):
+        self.sent.append(float(action[6]))
+        return {}, 0.0, False, False, {}
+
+
+def published_gripper(openings, length=15):
+    """What SIMPLER's policy of OpenVLA sends this robot: differences of the opening, each held for `length` steps."""
+    sent, reference, held, left = [], openings[0], 0.0, 0
+    for opening in openings:
+        if left == 0 and abs(reference - opening) > 0.5:
+            held, left, reference = reference - opening, length, opening
+        sent.append(held if left else None)
+        left = max(0, left - 1)
+    return sent
+
+
+def test_the_google_robots_gripper_moves_when_its_policy_says_so():
+    """Through vla-eval's own step: open, closed at step 8, open again at 40, a hesitation, a late close."""
+    openings = [1.0] * 8 + [0.1] * 32 + [0.9] * 4 + [0.2] * 2 + [0.9] * 30 + [0.0] * 20
+    benchmark = SimplerEnvBenchmark(task_name="google_robot_pick_coke_can", gripper_mode="sticky")
+    benchmark._env = recorder = GripperRecorder()
+    benchmark._recorder = Mock()  # of videos
+    hand = embodiment("simpler_google").hand()
+    for opening in openings:
+        benchmark.step({"actions": np.array([*ACTION[:6], hand(opening)])})
+    expected = published_gripper(openings)
+    assert [i for i, value in enumerate(expected) if value is not None][:1] == [8]
+    for sent, wanted in zip(recorder.sent, expected, strict=True):
+        assert sent == pytest.approx(0.0 if wanted is None else wanted)
+    assert max(recorder.sent) > 0.5 > -0.5 > min(recorder.sent)  # it closed, and opened
 
 
 @pytest.mark.parametrize(("opening", "expected"), [(1.0, -1.0), (0.6, -1.0), (0.4, 1.0), (0.0, 1.0)])
