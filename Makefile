@@ -1,13 +1,13 @@
 # make demo: camera to command on a live ROS 2 graph.  make test: what CI runs.  Each sets up .venv itself.
 PYTHON ?= python3
-VENV ?= .venv
+
+# A sourced ROS 2 serves where its rclpy imports, in an environment that sees it; else the registry's wheels do.
+SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo yes)
+VENV ?= .venv$(if $(SYSTEM_ROS),-ros)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLDEST := .venv-oldest
 PIP_FLAGS := --quiet --disable-pip-version-check --progress-bar on
-
-# A sourced ROS 2 serves where its rclpy imports; else the registry's wheels do.
-SYSTEM_ROS := $(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo yes)
 
 MODEL ?= tabletop
 CHECKPOINT ?=

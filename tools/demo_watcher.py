@@ -204,10 +204,10 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
             self._success_at = self.steps_done
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        # An error of the policy before its first step would otherwise only show as a bar that never moves.
+        # An error of the policy (refused, or crashed) would otherwise only show as a bar that does not move.
         for status in message.status:
             level = status.level if isinstance(status.level, int) else status.level[0]
-            if level == 2 and "policy" in status.name and self.steps_done == 0:
+            if level == 2 and "policy" in status.name:
                 self.failure = f"{status.name}: {status.message}"
 
 

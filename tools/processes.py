@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class NodeProcesses:
         return sum(_peak_resident(process.pid) for process in self._running.values() if process.poll() is None)
 
     def stop(self) -> None:
-        """Interrupt every node; kill what is still there after a grace."""
+        """Interrupt every node; kill what is still there after a grace, or where the user interrupts once more."""
         for process in self._running.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
@@ -56,12 +57,14 @@ class NodeProcesses:
         for process in self._running.values():
             try:
                 process.wait(timeout=max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self._running.clear()
 
     def __enter__(self) -> NodeProcesses:
+        # A terminal that is closed: the nodes, which have sessions of their own, would go on for ever.
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -75,6 +78,8 @@ def use_private_domain() -> None:
     made single steps ten times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not os.access(Path.home(), os.W_OK):  # where ROS writes its logs, else it does not start
+        os.environ.setdefault("ROS_LOG_DIR", str(Path(tempfile.gettempdir()) / "dtp_ros_log"))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if os.environ.get("ROS_DISTRO") == "humble":  # which knows no discovery range
         os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import rclpy
+from lifecycle_msgs.srv import GetState
 from rclpy.node import Node
 
 # Executable -> node name, and the parameters that make it start at once.
 NODES = {
-    "policy_node": ("dtp_policy", ["autostart:=false"]),
+    "policy_node": ("dtp_policy", ["model:=tabletop", "checkpoint:=shipped"]),
     "widowx_node": ("widowx", []),
     "sim_node": ("sim", []),
     "expert_node": ("expert", []),
@@ -37,6 +38,18 @@ def wait_for(node: Node, name: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{name} was not seen within {DEADLINE:.0f} s")
 
 
+def wait_until_active(node: Node, name: str) -> None:
+    """Return when the model of a lifecycle node is loaded, from what was installed; RuntimeError after the deadline."""
+    client, end = node.create_client(GetState, f"{name}/get_state"), time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if client.wait_for_service(0.5):
+            answer = client.call_async(GetState.Request())
+            rclpy.spin_until_future_complete(node, answer, timeout_sec=2.0)
+            if answer.done() and answer.result().current_state.label == "active":
+                return
+    raise RuntimeError(f"{name} was not active within {DEADLINE:.0f} s")
+
+
 def start_and_stop(watcher: Node, prefix: Path, executable: str) -> None:
     """Start one executable, see its node, interrupt it, and require exit code 0."""
     name, parameters = NODES[executable]
@@ -45,6 +58,8 @@ def start_and_stop(watcher: Node, prefix: Path, executable: str) -> None:
     process = subprocess.Popen(command, start_new_session=True)
     try:
         wait_for(watcher, name, process)
+        if executable == "policy_node":
+            wait_until_active(watcher, name)
         # Ctrl-C reaches a node that runs; one that still imports would end by the default handler.
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=30)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException
@@ -35,9 +36,10 @@ from processes import NodeProcesses, use_private_domain
 OUT = Path("out/success")
 START_DEADLINE = 120.0  # s of wall time until every node answers
 STEP_DEADLINE = 60.0  # s of wall time for one step, or for one answer
+ERROR = 2  # level of DiagnosticStatus
 SETTLED = 5  # control periods that a success must last
-# Time stands still while a node is slow: the arm's watchdog must not move it on by itself.
-LOCK_STEP_TIMEOUT = 60.0
+LOAD_DEADLINE = 1800.0  # s until a model is loaded, which may have to be fetched
+LOCK_STEP_TIMEOUT = 60.0  # s: the first step of an episode may be slow, and time stands still meanwhile
 Record = dict[str, Any]
 
 
@@ -77,13 +79,28 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
         self._setters = {n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("sim", policy.node)}
         self._reset = self.create_client(Trigger, "sim/reset")
         self._arm = self.create_client(SetBool, "widowx/arm")
+        self._state = self._failure = ""  # of the model's node
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == f"{self._policy.node}: policy":
+                self._state = next((pair.value for pair in status.values if pair.key == "state"), "")
+                level = status.level if isinstance(status.level, int) else status.level[0]
+                self._failure = f"{status.name}: {status.message}" if level == ERROR else ""
 
     def wait_for_nodes(self) -> None:
-        """Return when every service is there; RuntimeError after the deadline, or where a node has ended."""
+        """Return when every node answers and the model is loaded.
+
+        RuntimeError after the deadline, or where a node has ended or a model cannot be loaded.
+        """
         end = time.monotonic() + START_DEADLINE
         for client in (*self._setters.values(), self._reset, self._arm):
             while not client.wait_for_service(timeout_sec=0.5):
                 self._check(end, client.srv_name)
+        end = time.monotonic() + LOAD_DEADLINE
+        while self._policy.executable == "policy_node" and self._state != "active":
+            self._spin(end, "a model that is loaded")
 
     def begin(self, scene: Mapping[str, object]) -> None:
         """Start an episode.
@@ -150,6 +167,8 @@ class Director(Node):  # type: ignore[misc]  # rclpy ships no types
 
     def _check(self, end: float, what: str) -> None:
         self._nodes.require_alive()
+        if self._failure:  # the node lives on, and an episode without its commands would count as failed
+            raise RuntimeError(self._failure)
         if time.monotonic() > end:
             raise RuntimeError(f"waited in vain for {what}")
 
@@ -190,7 +209,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, nodes: NodeProcesses) -> list[Record]:
     """Run every episode; each is written as soon as it has ended."""
     nodes.start("sim_node", {"real_time_factor": 0.0})
-    arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "command_timeout": LOCK_STEP_TIMEOUT}
+    arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "lock_step_timeout": LOCK_STEP_TIMEOUT}
     nodes.start("widowx_node", arm)
     policy = policy_of(options)
     nodes.start(policy.executable, policy.parameters)

@@ -192,21 +192,22 @@ def _declare(node: Node) -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C or SIGTERM; exit code 0, or 1 with one line where a parameter cannot stand."""
     rclpy.init(args=args)
+    node = None
     try:
         node = ExpertNode()
-    except ParameterException as error:
-        print(f"expert_node: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 1
-    try:
-        rclpy.spin(node)
+        if rclpy.ok():
+            rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:  # whatever rclpy raises where a signal takes its context away under a publication
+    except ParameterException as error:
+        print(f"expert_node: {error}", file=sys.stderr)
+        return 1
+    except Exception:  # whatever rclpy raises where a signal takes its context away, also while the node is made
         if rclpy.ok():
             raise
     finally:
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 

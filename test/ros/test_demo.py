@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,16 @@ ENVIRONMENT = {**os.environ, "ROS_DOMAIN_ID": "66", "ROS_AUTOMATIC_DISCOVERY_RAN
 
 
 def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/demo.py", *map(str, arguments)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
+    command = [sys.executable, "tools/demo.py", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=250)
+        except BaseException:  # killed, it would leave its nodes behind
+            process.send_signal(signal.SIGINT)
+            print(*process.communicate(timeout=60))
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def test_the_visitors_own_words_are_done_and_shown(tmp_path):

@@ -213,8 +213,25 @@ def test_what_is_fixed_at_start_is_refused_later(bench):
 ENVIRONMENT = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN + 1), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 
 
+STARTED = []
+
+
 def start(*command, **options):
-    return subprocess.Popen([sys.executable, *map(str, command)], env=ENVIRONMENT, cwd=ROOT, text=True, **options)
+    STARTED.append(
+        subprocess.Popen([sys.executable, *map(str, command)], env=ENVIRONMENT, cwd=ROOT, text=True, **options)
+    )
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """A table that a failed test leaves would go on, with its nodes."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+    STARTED.clear()
 
 
 def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1():
