@@ -41,7 +41,7 @@ def unknown_parameters(node: Node, elsewhere: Iterable[str] = ()) -> list[str]:
     for name in strange:
         if not name.startswith(("qos_overrides.", "start_type_description_service")):
             near = get_close_matches(name, own, 1) or get_close_matches(name.partition(".")[0], own, 1)
-            lines.append(f"parameter {name} is not known and has no effect" + f" (is it {near[0]}?)" * bool(near))
+            lines.append(f"parameter {name} is none of this node's" + f" (is it {near[0]}?)" * bool(near))
     return lines
 
 

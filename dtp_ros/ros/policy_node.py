@@ -122,15 +122,16 @@ class PolicyNode(LifecycleNodeMixin, Node):
         try:
             self._worker.call(lambda: self._load(settings)).result()
         except CancelledError:
-            return self._unconfigured(FAILURE)
+            pass
         except Exception as error:
             reason = str(error) if isinstance(error, DtpError) else one_line(error)
             self.get_logger().error(f"configure refused: {reason}")
             self._figures.fail(f"configure refused: {reason}", failed=True)
-            return self._unconfigured(FAILURE)
-        self._figures.fail("", failed=False)
-        self._state = "inactive"
-        return SUCCESS
+        else:
+            self._figures.fail("", failed=False)
+            self._state = "inactive"
+            return SUCCESS
+        return self._unconfigured(FAILURE)  # out of `except`, whose error holds what was loaded
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to act, with a new episode."""

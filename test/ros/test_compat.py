@@ -63,8 +63,8 @@ def test_a_parameter_that_is_misspelt_is_named_with_the_one_that_was_meant():
         for name in ("max_joint_velocity", "model_options"):
             node.declare_parameter(name, "")
         assert unknown_parameters(node, elsewhere=["tolerance"]) == [
-            "parameter max_joint_velocty is not known and has no effect (is it max_joint_velocity?)",
-            "parameter model_options.convention is not known and has no effect (is it model_options?)",
+            "parameter max_joint_velocty is none of this node's (is it max_joint_velocity?)",
+            "parameter model_options.convention is none of this node's (is it model_options?)",
         ]
     finally:
         node.destroy_node()

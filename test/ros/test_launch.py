@@ -101,7 +101,7 @@ def test_what_it_imports_of_the_package_needs_no_library():
     [
         ("", "", None, "joint_states"),
         ("wx250s", "", None, "/wx250s/joint_states"),
-        ("wxai", "", None, "joint_states"),
+        ("wxai", "cell", None, "/joint_states"),
         ("wx250s", "", {"/**/widowx": {"max_joint_velocity": 0.3}}, "/wx250s/joint_states"),
         ("wx250s", "", {"/**/widowx": {"arm_namespace": "/left"}}, "/left/joint_states"),
         ("wx250s", "cell", {"/**": {"arm_namespace": "/"}}, "/joint_states"),

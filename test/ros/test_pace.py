@@ -15,7 +15,7 @@ from rosgraph_msgs.msg import Clock
 from dtp_ros.ros.pace import Pace, PaceWatch
 from dtp_ros.ros.parameters import defaults, settings_from_values
 
-DOMAIN = 88
+DOMAIN = 89
 # A real slow step: 25 tolerances, each refined, at every token. And one that is not.
 SLOW = {"variant": "dtp", "tolerance_mode": "min_entropy", "tolerance_grid": np.linspace(0.02, 1.0, 25).tolist()}
 QUICK = {"variant": "off", "tolerance_mode": "fixed"}

@@ -147,6 +147,12 @@ def test_an_image_that_found_no_joint_states_serves_when_they_are_there(rig):
         time.sleep(0.1)
 
     wait_until(lambda: show() or figures.drops["no_state"] > before, "no_state")
-    publishers["joint_states"].publish(joint_states(time_at(stamp)))
-    wait_until(lambda: show() or frames, "a frame")
+
+    def show_with_state():
+        publishers["joint_states"].publish(joint_states(time_at(stamp)))
+        time.sleep(0.05)
+        show()
+        return frames
+
+    wait_until(show_with_state, "a frame")
     assert frames[0].stamp_ns == round(stamp * 1e9)

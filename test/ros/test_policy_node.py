@@ -28,7 +28,7 @@ IMAGE_TIMEOUT = 30.0  # this machine may be busy; a test of its own turns it dow
 def running():
     torch.set_num_threads(1)
     overrides = {"checkpoint": "tiny", "max_pruned": 0, "image_timeout": IMAGE_TIMEOUT, "device": "cpu"}
-    with running_policy(72, **overrides) as (policy, user):
+    with running_policy(77, **overrides) as (policy, user):
         wait_until(lambda: user.state() == "active", "autostart")
         yield policy, user
 
