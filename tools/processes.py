@@ -63,12 +63,15 @@ class NodeProcesses:
         self._running.clear()
 
     def __enter__(self) -> NodeProcesses:
-        # A terminal that is closed: the nodes, which have sessions of their own, would go on for ever.
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        # A terminal that is closed: the nodes, which have sessions of their own, would go on for ever. Not under nohup.
+        self._hung_up = signal.getsignal(signal.SIGHUP)
+        if self._hung_up is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+        signal.signal(signal.SIGHUP, self._hung_up)
 
 
 def use_private_domain() -> None:

@@ -47,6 +47,7 @@ def wait_until_active(node: Node, name: str) -> None:
             rclpy.spin_until_future_complete(node, answer, timeout_sec=2.0)
             if answer.done() and answer.result().current_state.label == "active":
                 return
+        time.sleep(0.3)  # the model needs the cores
     raise RuntimeError(f"{name} was not active within {DEADLINE:.0f} s")
 
 

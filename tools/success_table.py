@@ -31,7 +31,7 @@ from dtp_ros.ros.compat import Question
 from dtp_ros.sim.tasks import EPISODES, MAX_DISTRACTORS, SETTINGS, TASKS
 from dtp_ros.study.statistics import wilson
 
-from processes import NodeProcesses, use_private_domain
+from processes import NodeProcesses, command_timeout, use_private_domain
 
 OUT = Path("out/success")
 START_DEADLINE = 120.0  # s of wall time until every node answers
@@ -39,7 +39,6 @@ STEP_DEADLINE = 60.0  # s of wall time for one step, or for one answer
 ERROR = 2  # level of DiagnosticStatus
 SETTLED = 5  # control periods that a success must last
 LOAD_DEADLINE = 1800.0  # s until a model is loaded, which may have to be fetched
-LOCK_STEP_TIMEOUT = 60.0  # s: the first step of an episode may be slow, and time stands still meanwhile
 Record = dict[str, Any]
 
 
@@ -209,7 +208,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, nodes: NodeProcesses) -> list[Record]:
     """Run every episode; each is written as soon as it has ended."""
     nodes.start("sim_node", {"real_time_factor": 0.0})
-    arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "lock_step_timeout": LOCK_STEP_TIMEOUT}
+    arm = {"driver": "sim", "robot": "wx250s", "use_sim_time": True, "command_timeout": command_timeout(options.model)}
     nodes.start("widowx_node", arm)
     policy = policy_of(options)
     nodes.start(policy.executable, policy.parameters)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+
+from dtp_ros.widowx.schedule import SAME_TIME
 
 FREE_RUNNING = 1.0  # s that simulated time goes on without a command: it is not in lock-step
 MIN_PATIENCE = 5.0  # s of wall time, at least (or `lock_step_timeout`, where that is less)
+MOMENTS = 1000  # that are remembered
 SLOWER = 10.0  # times the slowest answer so far: a policy that took longer holds
 
 
@@ -14,8 +18,7 @@ class LockStepWatch:
 
     def __init__(self) -> None:
         self._moved: float | None = None  # time last moved, or a chunk came, or a policy was first seen
-        self._asked = 0.0  # since when an answer is waited for; a period that was held meanwhile is no answer
-        self._held = False  # time last moved since it stood still, not by a chunk
+        self._seen: deque[tuple[float, float]] = deque(maxlen=MOMENTS)  # simulated time of joint states, and when, s
         self._slowest = 0.0  # longest wait for a chunk
         self._answered = False  # a chunk came
         self._lock_step = True  # until simulated time is seen to go on without commands
@@ -30,13 +33,13 @@ class LockStepWatch:
         """Whether time waits for commands; so it is until it is seen to go on without."""
         return self._lock_step
 
-    def chunk(self) -> None:
-        """A chunk came."""
+    def chunk(self, stamp: float) -> None:
+        """A chunk came, the answer to an image of simulated time `stamp`, s; periods may have been held meanwhile."""
         now = time.monotonic()
+        asked = next((at for moment, at in self._seen if moment >= stamp - SAME_TIME), now)
         if self._answered:
-            self._slowest = max(self._slowest, now - self._asked)
-        self._moved = self._asked = now
-        self._answered, self._held = True, False
+            self._slowest = max(self._slowest, now - asked)
+        self._moved, self._answered = now, True
 
     def command(self, stamp: float) -> None:
         """A command was sent at simulated time `stamp`, s."""
@@ -46,7 +49,10 @@ class LockStepWatch:
         """Joint states came; the newest sound ones were of simulated time `before`, and are of `measured` (s)."""
         if self._moved is not None and measured != before:
             self._moved = time.monotonic()
-            self._asked = self._asked if self._held else self._moved
+        if measured is not None and measured != before:
+            if before is not None and measured < before:  # another episode's time, or another simulator's
+                self._seen.clear()
+            self._seen.append((measured, time.monotonic()))
         if measured is None or measured == before:  # another simulator, perhaps; or one that repeats a moment
             self._lock_step, self._commanded_at = True, measured
         elif before is None or self._commanded_at is None:
@@ -64,5 +70,5 @@ class LockStepWatch:
         now = time.monotonic()
         if self._moved is None or now - self._moved <= patience:
             return False
-        self._moved, self._held = now, True
+        self._moved = now
         return True

@@ -117,6 +117,7 @@ class WidowxNode(Node):
                 self.get_logger().error(f"the arm went away: {status}")
             return
         self._ready = True
+        self._controller.paced = not (self._sim_time and self._lock_step.in_lock_step)
         while (command := self._controller.tick(self._now())) is not None:
             self._send(command)
 
@@ -154,9 +155,9 @@ class WidowxNode(Node):
         self._run()
 
     def _on_chunk(self, message: JointTrajectory) -> None:
-        if self._sim_time:
-            self._lock_step.chunk()
         self._chunks += 1
+        if self._sim_time:
+            self._lock_step.chunk(conversions.stamp_from_ros(message.header.stamp))
         try:
             chunk = conversions.action_chunk_from_ros(message, self._base_frame)
         except RefusedError as refusal:
@@ -166,7 +167,6 @@ class WidowxNode(Node):
             now = self._now()
             if self._sim_time and self._controller.measured_at is None:
                 now = max(now, chunk.stamp)  # /clock may not have been heard either
-            self._controller.paced = not (self._sim_time and self._lock_step.in_lock_step)
             if not self._controller.chunk(chunk, now):
                 self.get_logger().warning("chunk refused: see /diagnostics", throttle_duration_sec=1.0)
         self._run()

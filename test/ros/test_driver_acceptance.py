@@ -30,7 +30,7 @@ def solved(driver, episodes, arm_messages, monkeypatch, logs: Path):
     try:
         with NodeProcesses(logs) as nodes, process([str(HERE / "lock_step_bridge.py"), driver], DOMAIN, arm_messages):
             nodes.start("sim_node", {"real_time_factor": 0.0})
-            nodes.start("widowx_node", {"driver": driver, "use_sim_time": True, "lock_step_timeout": 60.0})
+            nodes.start("widowx_node", {"driver": driver, "use_sim_time": True})
             nodes.start(policy.executable, policy.parameters)
             director = Director(nodes, policy)
             director.wait_for_nodes()

@@ -16,6 +16,8 @@ from dtp_ros.widowx.command import Command
 
 DELIVERY = 0.5  # s that the last message has to be delivered
 LOOK_AGAIN = 1.0  # s after which the listeners of a topic are looked at again, were they as many as before
+LOOK_SOON = 0.1  # s: likewise, where none drives
+MOST_LOOKS = 10  # that a reader may go without a name
 # How the names of nodes begin that hear a topic and drive nothing: recorders, `ros2 topic echo`, what draws.
 ONLOOKERS = ("rosbag2_", "_ros2cli", "rqt_", "rviz", "plotjuggler", "foxglove_bridge")
 NOT_YET_KNOWN = "_NODE_NAME_UNKNOWN_"  # of a reader that was discovered before its node
@@ -86,6 +88,7 @@ class Audience:
     def __init__(self, node: Node, publisher: Publisher) -> None:
         self._node, self._publisher = node, publisher
         self._count = 0  # of the listeners that were looked at last
+        self._unknown = 0  # looks in a row that showed a reader without a name
         self._look_at = 0.0  # when to look again, steady clock, s
         self._controllers = 0
 
@@ -95,9 +98,11 @@ class Audience:
         if count and (count != self._count or time.monotonic() > self._look_at):
             listeners = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
             names = [info.node_name for info in listeners]
-            self._controllers = sum(not name.startswith((*ONLOOKERS, NOT_YET_KNOWN)) for name in names)
-            is_known = len(names) == count and NOT_YET_KNOWN not in names
-            self._look_at = time.monotonic() + (LOOK_AGAIN if is_known else 0.0)
+            self._unknown = self._unknown + 1 if NOT_YET_KNOWN in names else 0
+            # Some readers have no node, and stay unknown.
+            passing = ONLOOKERS if self._unknown > MOST_LOOKS else (*ONLOOKERS, NOT_YET_KNOWN)
+            self._controllers = sum(not name.startswith(passing) for name in names)
+            self._look_at = time.monotonic() + (LOOK_AGAIN if self._controllers else LOOK_SOON)
         self._count = count
         return "" if count and self._controllers else f"nobody listens to {self._publisher.topic_name}"
 
