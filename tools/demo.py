@@ -147,10 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start_policy(nodes, options)
             steps = run_episode(watcher, nodes, options)
             memory = nodes.peak_memory()
-    except RuntimeError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except (KeyboardInterrupt, ExternalShutdownException, RuntimeError) as error:
+        # rclpy raises a RuntimeError too where Ctrl-C takes the context away under a call.
+        if isinstance(error, RuntimeError) and rclpy.ok():
+            print(f"demo: {error}", file=sys.stderr)
+            return 1
         print("\ndemo: interrupted, every node ended", file=sys.stderr)
         return 130
     finally:

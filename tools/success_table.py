@@ -237,10 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with NodeProcesses(options.out / "logs") as nodes:
             records = run(options, nodes)
-    except RuntimeError as error:
-        print(f"success_table: {error} (logs in {options.out / 'logs'})", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except (KeyboardInterrupt, ExternalShutdownException, RuntimeError) as error:
+        # rclpy raises a RuntimeError too where Ctrl-C takes the context away under a call.
+        if isinstance(error, RuntimeError) and rclpy.ok():
+            print(f"success_table: {error} (logs in {options.out / 'logs'})", file=sys.stderr)
+            return 1
         print("\nsuccess_table: interrupted, every node ended", file=sys.stderr)
         return 130
     finally:

@@ -111,8 +111,15 @@ class Person(Node):
         return question.answer()
 
     def arm(self):
-        answer = self.call(self._arm, SetBool.Request(data=True))
-        assert answer.success, answer.message
+        """Arm; after a step back of time, as two policies make them, the next joint states are waited for."""
+        answers = []
+
+        def is_armed():
+            answers.append(self.call(self._arm, SetBool.Request(data=True)))
+            return answers[-1].success or "no joint states yet" not in answers[-1].message
+
+        wait_until(is_armed, "joint states")
+        assert answers[-1].success, answers[-1].message
 
     def stop(self):
         """Call ~/stop; returns when it was called."""
