@@ -299,10 +299,10 @@ def test_the_tabletops_server_passes_vla_evals_smoke_test(where_a_user_is, tmp_p
     "name",
     [
         "nora_libero_spatial",
-        "openvla_libero_spatial",
-        "pi0_fast_libero",
-        "spatialvla_simpler_widowx",
-        "univla_simpler_widowx",
+        pytest.param("openvla_libero_spatial", marks=pytest.mark.long),
+        pytest.param("pi0_fast_libero", marks=pytest.mark.long),  # it takes the state, and two cameras
+        pytest.param("spatialvla_simpler_widowx", marks=pytest.mark.long),
+        pytest.param("univla_simpler_widowx", marks=pytest.mark.long),
     ],
 )
 def test_a_model_of_random_weights_passes_vla_evals_smoke_test(name, where_a_user_is, tmp_path):
