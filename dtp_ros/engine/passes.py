@@ -12,10 +12,10 @@ from dtp_ros.engine.cache import RowCache
 from dtp_ros.engine.capture import RowRecorder, RowRequest, captured_states
 from dtp_ros.models.base import VlaAdapter
 
-SPARE = 16  # rows of a cache beyond the sequence: those that are tried and not kept, and padding
-
 if TYPE_CHECKING:
     from dtp_ros.engine.prefix import Prefix
+
+SPARE = 16  # rows of a cache beyond the sequence: those that are tried and not kept, and padding
 
 
 @dataclass(frozen=True)
