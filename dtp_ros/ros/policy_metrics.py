@@ -70,7 +70,7 @@ class Figures:
         self._fired: deque[float] = deque(maxlen=WINDOW)
         self._ended: deque[float] = deque(maxlen=WINDOW)
         self._hold_reason = ""  # of the last step
-        self._seen = time.monotonic()  # when the last image came
+        self._seen = time.monotonic()  # when the last image came, or the episode began
         self._dropped = ""  # why it was dropped, "" where it was not
 
     def image(self, cause: str) -> None:
@@ -118,18 +118,19 @@ class Figures:
         """Begin a new episode."""
         with self._lock:
             self.steps, self._hold_reason = 0, ""
+            self._seen, self._dropped = time.monotonic(), ""
             for window in (self._latencies, self._fired, self._ended):
                 window.clear()
 
     def waiting(self) -> str:
         """Why an active node sends no commands, "" where it does."""
         with self._lock:
-            if not self._ended:
-                return "no step yet: waits for an image that it can act on"
             if (silence := time.monotonic() - self._seen) > SILENCE:
                 return f"no image for {silence:.0f} s"
             if self._dropped not in ("", "repeated_stamp"):  # a moment of lock-step is repeated until it was acted on
                 return f"images are dropped: {self._dropped}"
+            if not self._ended:
+                return "no step yet: waits for an image that it can act on"
             if time.monotonic() - self._ended[-1] > RATE_MEMORY:
                 return f"no step for {RATE_MEMORY:.0f} s"
             return f"the last step held: {self._hold_reason}" if self._hold_reason else ""

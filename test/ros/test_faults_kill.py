@@ -24,7 +24,15 @@ def start(person, name):
 
 @pytest.fixture(scope="module")
 def graph_of_all(tmp_path_factory):
-    with graph(DOMAIN, tmp_path_factory.mktemp("log")) as person:
+    # Over shared memory, Fast DDS 2.14 may leave a process that takes a killed one's place without messages for good
+    # (eProsima/Fast-DDS#4728): not what is tested here. docs/safety.md tells people the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+        yield from started(tmp_path_factory.mktemp("log"))
+
+
+def started(folder):
+    with graph(DOMAIN, folder) as person:
         for name in ("sim_node", "widowx_node", "policy_node"):
             start(person, name)
         yield person

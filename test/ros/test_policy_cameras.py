@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image, JointState
 
+from dtp_ros.ros import policy_metrics
 from dtp_ros.ros.images import image_to_ros
 from dtp_ros.ros.parameters import PolicyParameters
 from dtp_ros.ros.policy_inputs import PolicyInputs
@@ -156,3 +158,17 @@ def test_an_image_that_found_no_joint_states_serves_when_they_are_there(rig):
 
     wait_until(show_with_state, "a frame")
     assert frames[0].stamp_ns == round(stamp * 1e9)
+
+
+def test_before_its_first_step_too_the_node_names_what_it_lacks(monkeypatch):
+    figures = Figures()
+    clock = 1000.0
+    monkeypatch.setattr(policy_metrics, "time", SimpleNamespace(monotonic=lambda: clock))
+    figures.restart()
+    assert "no step yet" in figures.waiting()
+    clock += 30.0
+    assert figures.waiting() == "no image for 30 s"
+    figures.image("stale")
+    assert figures.waiting() == "images are dropped: stale"
+    figures.restart()  # what was dropped before an episode says nothing of it
+    assert "no step yet" in figures.waiting()
