@@ -15,12 +15,13 @@ pytestmark = pytest.mark.own_path
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("schedule", ["per_step", "per_token"])
-def test_speculation_gives_the_tokens_of_the_sequential_loop(make, schedule):
-    """200 random pictures, instructions and tolerances a model; masks change tokens in some and not in others."""
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.long)])
+def test_speculation_gives_the_tokens_of_the_sequential_loop(make, schedule, count):
+    """Random pictures, instructions and tolerances; masks change tokens in some and not in others."""
     rng = np.random.default_rng(5)
     adapter = make()
     accepted: list[bool] = []
-    for seed in range(200):
+    for seed in range(count):
         tolerance = round(float(rng.uniform(0.2, 1.2)), 3)
         config = replace(CONFIG, mask_scope="action", mask_schedule=schedule, tolerance=tolerance)
         words = "".join(rng.choice(list("abcdefgh "), 12))
@@ -40,4 +41,4 @@ def test_speculation_gives_the_tokens_of_the_sequential_loop(make, schedule):
             assert token.accepted in (None, token.token_id == token.clean_id)
         accepted += [token.accepted for token in trace.tokens if token.accepted is not None]
     assert 0.2 < np.mean(accepted) < 0.98
-    assert len(accepted) > 100
+    assert len(accepted) > count / 2

@@ -196,7 +196,7 @@ if sys.argv[3] == "1":
 """
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])
+@pytest.mark.parametrize("offline", ["1", pytest.param("0", marks=pytest.mark.long)])
 def test_hub_ids_come_from_the_hubs_cache_or_say_why_not(nora_folder, tmp_path, offline):
     """A hub that cannot be reached (nothing listens at its address), and a cache as huggingface_hub lays it out."""
     home = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}

@@ -180,7 +180,7 @@ def seen_of(result):
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-@pytest.mark.parametrize("name", ["nora", "openvla", "spatialvla", "tabletop"])
+@pytest.mark.parametrize("name", ["nora", "openvla", pytest.param("spatialvla", marks=pytest.mark.long), "tabletop"])
 def test_dtp_runs_and_an_empty_mask_is_the_clean_model(name, dtype):
     rows, cols = adapter(name, dtype).grid
     clean = step(name, dtype, variant="off")

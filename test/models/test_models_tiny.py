@@ -17,6 +17,7 @@ from dtp_ros.models.registry import load_adapter
 from dtp_ros.models.tiny import cache_folder, tiny_checkpoint
 
 
+@pytest.mark.long
 def test_the_checkpoint_is_the_same_in_every_process(nora_folder, tmp_path):
     code = "import sys, pathlib, dtp_ros.models.tiny_nora as t; t.write_tiny_nora(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

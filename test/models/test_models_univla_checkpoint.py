@@ -273,6 +273,7 @@ def test_progress_ascends_to_one_and_names_the_shards(univla_folder):
     assert any(SHARD in message for message, _ in seen)
 
 
+@pytest.mark.long
 def test_the_checkpoint_is_the_same_in_every_process(univla_folder, tmp_path):
     code = "import sys, pathlib, dtp_ros.models.tiny_univla as t; t.write_tiny_univla(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 HUB = """
 import shutil, sys
 from pathlib import Path
@@ -44,6 +46,7 @@ attempt()
 """
 
 
+@pytest.mark.long
 def test_the_published_repositories_come_from_the_hubs_cache_or_are_named(univla_folder, tmp_path):
     """Offline, with a cache as huggingface_hub lays it out: three repositories, the policy in a folder of its own."""
     done = subprocess.run(

@@ -43,7 +43,7 @@ def disarmed(bench):
 def test_poses_for_fzis_controller():
     with running(DOMAIN, driver="cartesian") as bench, fzi() as controller:
         disarmed(bench)
-        assert bench.arm().success
+        bench.armed()
         bench.send(FORWARD, [0, 0, 0, 0, 0, 0.1, 0.0])
         wait_until(lambda: len(controller.poses) >= 2, "two poses")
         first, second = controller.poses[:2]
@@ -66,7 +66,7 @@ def test_whoever_else_listens_is_not_taken_for_the_controller():
         assert "/a_recorder listens" in bench.status()[0]
         with fzi() as controller:
             disarmed(bench)
-            bench.arm()
+            bench.armed()
             bench.send(FORWARD)
             wait_until(lambda: controller.poses and recorder.poses, "a pose")
 
@@ -81,7 +81,7 @@ def test_crisp_has_its_own_topic_and_names():
         gripper = []
         b.create_subscription(JointTrajectory, "/left/gripper_controller/joint_trajectory", gripper.append, 10)
         disarmed(b)
-        b.arm()
+        b.armed()
         chunk = b.message(FORWARD)
         chunk.header.frame_id = "arm_base"
         b.chunks.publish(chunk)
@@ -100,7 +100,7 @@ def test_crisp_has_its_own_topic_and_names():
 def test_a_controller_of_other_frames_gets_nothing_and_is_named(frames, reason):
     with running(DOMAIN, driver="cartesian") as bench, fzi(frames) as controller:
         wait_until(lambda: reason in bench.status()[0], lambda: f"{reason}, not {bench.status()[0]}")
-        bench.arm()
+        assert not bench.arm().success
         bench.send(FORWARD)
         bench.status()
         assert controller.poses == []
@@ -120,7 +120,7 @@ def test_unarmed_nothing_goes_out_and_a_stop_is_one_hold():
         bench.send(FORWARD, CLOSE)
         wait_until(lambda: int(bench.status()[1]["holds/not_armed"]) >= 2, "two refusals")
         assert (controller.poses, controller.gripper) == ([], [])
-        bench.arm()
+        bench.armed()
         bench.send(*[FORWARD] * 5)
         wait_until(lambda: len(controller.poses) >= 2, "motion")
         assert bench.trigger("stop").success
@@ -135,7 +135,7 @@ def test_unarmed_nothing_goes_out_and_a_stop_is_one_hold():
 def test_what_must_not_be_sent_is_not():
     with running(DOMAIN, driver="cartesian") as bench, fzi() as controller:
         disarmed(bench)
-        bench.arm()
+        bench.armed()
         for chunk in malformed(bench):
             bench.chunks.publish(chunk)
         bench.send(*[FORWARD] * 3)

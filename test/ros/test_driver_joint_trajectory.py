@@ -48,7 +48,7 @@ def interbotix():
 
 def test_each_command_is_one_short_trajectory_that_begins_now_and_ends_at_rest(interbotix):
     bench, arm, gripper = interbotix
-    assert bench.arm().success
+    bench.armed()
     bench.send(FORWARD, FORWARD, CLOSE)
     wait_until(lambda: len(arm) >= 3, "three commands")
     for message in arm[:3]:
@@ -67,7 +67,7 @@ def test_each_command_is_one_short_trajectory_that_begins_now_and_ends_at_rest(i
 def test_the_way_to_a_target_is_nowhere_faster_than_the_gate_allows(interbotix):
     # What a cubic from rest to rest, which joint_trajectory_controller makes of a point, does at its fastest.
     bench, arm, _ = interbotix
-    bench.arm()
+    bench.armed()
     bench.send([0, 0, 0, 0, 0, 0.25, 1.0])
     wait_until(lambda: arm, "a command")
     (point,) = arm[0].points
@@ -90,7 +90,7 @@ def test_unarmed_nothing_goes_out_and_a_stop_is_one_hold(interbotix):
     bench.send(FORWARD, CLOSE)
     wait_until(lambda: int(bench.status()[1]["holds/not_armed"]) >= 2, "two refusals")
     assert (arm, gripper) == ([], [])
-    bench.arm()
+    bench.armed()
     bench.send(*[FORWARD] * 5)
     wait_until(lambda: len(arm) >= 2, "motion")
     assert bench.trigger("stop").success
@@ -103,7 +103,7 @@ def test_unarmed_nothing_goes_out_and_a_stop_is_one_hold(interbotix):
 
 def test_what_must_not_be_sent_is_not(interbotix):
     bench, arm, gripper = interbotix
-    bench.arm()
+    bench.armed()
     for chunk in malformed(bench):
         bench.chunks.publish(chunk)
     bench.measure(joints=[np.nan] * 6)
@@ -141,7 +141,7 @@ def test_trossens_arm_and_its_gripper_action(arm_messages):
         bench.create_subscription(JointState, "/parallel_gripper/goals", goals.append, 10)
         arm = hear(bench, "/arm_controller/joint_trajectory")
         wait_until(lambda: bench.status()[0] == "disarmed", lambda: f"an action server, {bench.status()[0]}")
-        assert bench.arm().success
+        bench.armed()
         bench.send(FORWARD, CLOSE)
         wait_until(lambda: len(arm) >= 2, "two commands")
         assert list(arm[0].joint_names) == [f"joint_{i}" for i in range(6)]

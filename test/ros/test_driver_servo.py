@@ -39,7 +39,7 @@ def test_a_twist_lasts_for_its_period_freshly_stamped_then_zero():
     with running(DOMAIN, **NODE) as bench:
         servo = Servo(bench)
         servo.ready()
-        assert bench.arm().success
+        bench.armed()
         bench.send([0, 0, 0, 0, 0, 0.1, 1.0], FORWARD)
         wait_until(lambda: len(servo.twists) > 60, "moving, and zeros")
         moving = servo.moving()
@@ -60,7 +60,7 @@ def test_zeros_while_armed_and_silence_after_so_that_others_may_have_the_topic()
     with running(DOMAIN, command_timeout=0.5, **NODE) as bench:
         servo = Servo(bench)
         servo.ready()
-        bench.arm()
+        bench.armed()
         bench.send(FORWARD, CLOSE)
         wait_until(lambda: len(servo.gripper) == 2, "the gripper's commands")
         np.testing.assert_allclose([m.points[0].positions[0] for m in servo.gripper], [0.037, 0.015])
@@ -82,7 +82,7 @@ def test_unarmed_silence_and_a_stop_is_zero():
         bench.send(FORWARD)
         wait_until(lambda: bench.status()[1]["holds/not_armed"] == "1", "a refusal")
         assert (servo.twists, servo.gripper) == ([], [])
-        bench.arm()
+        bench.armed()
         bench.send(*[FORWARD] * 20)
         wait_until(servo.moving, "motion")
         assert bench.trigger("stop").success
@@ -96,7 +96,7 @@ def test_a_servo_that_comes_back_hears_nothing_before_the_arm_is_armed():
     with running(DOMAIN, **NODE) as bench:
         servo = Servo(bench)
         servo.ready()
-        bench.arm()
+        bench.armed()
         bench.send(*[FORWARD] * 20)
         wait_until(servo.moving, "motion")
         bench.destroy_subscription(servo.ears)
@@ -107,7 +107,7 @@ def test_a_servo_that_comes_back_hears_nothing_before_the_arm_is_armed():
         assert bench.trigger("stop").success
         time.sleep(0.3)
         assert back.twists == []
-        bench.arm()
+        bench.armed()
         bench.send(FORWARD)
         wait_until(back.moving, "motion")
 
@@ -116,7 +116,7 @@ def test_what_must_not_be_sent_is_not():
     with running(DOMAIN, **NODE) as bench:
         servo = Servo(bench)
         servo.ready()
-        bench.arm()
+        bench.armed()
         for chunk in malformed(bench):
             bench.chunks.publish(chunk)
         bench.send(*[FORWARD] * 3)
@@ -132,7 +132,7 @@ def test_the_end_is_a_zero_and_exit_code_0():
         servo = Servo(bench)
         bench.ready(expect_sim=False)
         servo.ready()
-        bench.arm()
+        bench.armed()
         bench.send(*[FORWARD] * 20)
         wait_until(servo.moving, "motion")
         node.send_signal(signal.SIGTERM)
@@ -145,7 +145,7 @@ def test_a_missing_gripper_controller_is_named_and_the_arm_moves_and_stops_witho
         twists = []
         bench.create_subscription(TwistStamped, "/servo_node/delta_twist_cmds", twists.append, 100)
         wait_until(lambda: "nobody listens to /servo_node" not in bench.status()[0], "a listener")
-        assert bench.arm().success
+        bench.armed()
         assert "gripper_controller/joint_trajectory" in bench.status()[0]
         bench.send(*[FORWARD] * 5)
         wait_until(lambda: any(message.twist.linear.x > 0.05 for message in twists), "motion")
@@ -154,7 +154,7 @@ def test_a_missing_gripper_controller_is_named_and_the_arm_moves_and_stops_witho
         gripper = []
         bench.create_subscription(JointTrajectory, "/gripper_controller/joint_trajectory", gripper.append, 10)
         wait_until(lambda: bench.status()[0] == "disarmed: stop", "the gripper's controller")
-        bench.arm()
+        bench.armed()
         bench.send(CLOSE)
         wait_until(lambda: gripper, "an opening")
 

@@ -7,7 +7,7 @@ import pytest
 from policy_harness import BEST_EFFORT, picture, running_policy, wait_until
 from sensor_msgs.msg import CameraInfo, Image, JointState
 
-from dtp_ros.models.registry import load_adapter, model_names
+from dtp_ros.models.registry import model_names
 
 DOMAIN = 76
 INSTRUCTION = "put the carrot on the plate"
@@ -21,10 +21,10 @@ CAMERA = [600.0, 0.0, 320.0, 0.0, 610.0, 240.0, 0.0, 0.0, 1.0]
 
 @pytest.mark.parametrize("name", model_names())
 def test_a_model_acts_and_shows_what_it_cut(name):
-    horizon = load_adapter(name, "tiny", device="cpu").horizon
     parameters = {"model": name, "checkpoint": "tiny", "device": "cpu", "image_timeout": 60.0}
-    with running_policy(DOMAIN, **parameters, instruction=INSTRUCTION, tolerance=0.05, max_pruned=0) as (_, user):
+    with running_policy(DOMAIN, **parameters, instruction=INSTRUCTION, tolerance=0.05, max_pruned=0) as (policy, user):
         wait_until(lambda: user.state() == "active", "the model")
+        horizon = policy._model.adapter.horizon
         info = user.create_publisher(CameraInfo, "camera_info", BEST_EFFORT)
         states = user.create_publisher(JointState, "joint_states", BEST_EFFORT)
         masks = []

@@ -130,7 +130,7 @@ def test_stop_and_arm_in_lock_step():
         assert (values["armed"], values["stops/stop"], values["holds/not_armed"]) == ("false", "1", "1")
         assert message == "disarmed: stop"
         assert not bench.trigger("go_home").success
-        assert bench.arm().success
+        bench.armed()
         (moved,) = exchange(bench, FORWARD)
         np.testing.assert_allclose(position(moved.position) - stopped, [0.02, 0, 0], atol=1e-5)
 
@@ -144,7 +144,7 @@ def test_going_home_in_lock_step():
         wait_until(lambda: bench.status()[1]["state"] != "going home", "the end of going home")
         assert bench.trigger("go_home").success  # there already
         assert bench.trigger("stop").success
-        assert bench.arm().success
+        bench.armed()
         assert bench.trigger("go_home").success  # the hold before is not this one's refusal
 
 
@@ -225,7 +225,7 @@ def test_a_limit_violation_by_the_measured_arm_disarms():
         assert not answer.success
         assert "shoulder" in answer.message
         bench.joints = START.copy()
-        wait_until(lambda: bench.arm().success, "armed again")
+        bench.armed()
         assert bench.status()[1]["stops/limit_violation"] == "1"
 
 
@@ -237,13 +237,13 @@ def test_another_publisher_disarms_and_alternating_ones_do_again():
         wait_until(lambda: other.get_subscription_count() > 0, "a match")
         other.publish(bench.message(STAY))
         wait_until(lambda: bench.status()[1]["stops/publisher"] == "1", "disarmed")
-        assert bench.arm().success
+        bench.armed()
         for publisher in (bench.chunks, other, bench.chunks, other):
             publisher.publish(bench.message(STAY))
         wait_until(lambda: bench.status()[1]["armed"] == "false", "disarmed by two policies at once")
         bench.destroy_publisher(other)
         wait_until(lambda: bench.status()[1]["publishers"] == "1", "the other one gone")
-        assert bench.arm().success
+        bench.armed()
         count = len(bench.commands)
         bench.send(STAY)
         wait_until(lambda: len(bench.commands) > count, "a command")

@@ -107,6 +107,10 @@ class Bench(Node):
     def arm(self, enable=True):
         return self.call(self.buttons["arm"], SetBool.Request(data=enable))
 
+    def armed(self):
+        """Arm; again where a busy machine's joint states came late."""
+        wait_until(lambda: self.arm().success, "an armed arm")
+
     def set(self, **values):
         request = SetParameters.Request()
         request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]

@@ -85,7 +85,8 @@ FIRST_CARROT = [(0.2799426, 0.0442402), (0.3947011, -0.0924663)]
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("setting", ["plain", "clutter", "lookalike", "unseen"])
 def test_objects_do_not_overlap(task, setting):
-    for episode in range(EPISODES):
+    every = 4 if setting == "lookalike" else 1  # those take up to a second to be placed
+    for episode in range(0, EPISODES, every):
         placements = fixed_layout(task, episode, setting=setting, distractors=4).placements
         for a, b in itertools.combinations(placements, 2):
             assert overlap(a, b) == 0, f"{episode}: {a.item.name} and {b.item.name}"

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dtp_ros.errors import ConfigError
 from dtp_ros.models import openvla, spatialvla_network, tabletop_network
 from dtp_ros.models.registry import model_names
+from dtp_ros.study import step_model
 from dtp_ros.study.roofline import (
     BFLOAT16,
     FLOAT32,
@@ -240,13 +241,6 @@ def test_operations_of_the_encoders_are_those_that_torch_counts():
         assert BY_NAME["univla"].encoders[0].parameters == pytest.approx(count(emu), rel=0.01)
 
 
-def test_the_machine_at_hand_is_measured():
-    here = measured_machine(torch.device("cpu"))
-    assert here.bandwidth > 1e8
-    assert min(here.rates.values()) > 1e8
-    assert here.memory > 1e8
-
-
 def test_a_processor_s_name_tells_kinds_apart(tmp_path):
     cpuinfo, capability = tmp_path / "cpuinfo", torch.backends.cpu.get_cpu_capability()
     cpuinfo.write_text(
@@ -262,8 +256,16 @@ def test_what_does_not_fit_is_said():
     assert [("does not fit" in row) for row in rows] == [True, True, False, False]
 
 
-def test_the_command_prints_a_row_a_model_and_precision(capsys, monkeypatch):
+def test_the_command_measures_the_machine_and_prints_a_row_a_model_and_precision(capsys, monkeypatch):
+    machines = []
+    monkeypatch.setattr(
+        step_model, "measured_machine", lambda device: machines.append(measured_machine(device)) or machines[0]
+    )
     monkeypatch.setattr("sys.argv", ["step_model", "--device", "cpu", "--models", "nora", "--precisions", "int4"])
     main()
     output = capsys.readouterr().out
     assert output.count("| nora | int4") == 1 + len(MACHINES)
+    (here,) = machines
+    assert here.bandwidth > 1e8
+    assert min(here.rates.values()) > 1e8
+    assert here.memory > 1e8

@@ -29,6 +29,7 @@ from dtp_ros.study.server import Constants, DtpModelServer
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "config" / "study"
 BENCHMARKS = sorted(path for path in (STUDY / "benchmarks").glob("*.yaml") if not path.name.startswith("_"))
+TABLETOP = STUDY / "servers" / "tabletop.yaml"
 SERVERS = sorted((STUDY / "servers").glob("*.yaml"))
 PAIR = re.compile(r"--server (\S+) --benchmark (\S+)")
 # Episodes of the published protocols, by the name of an entry: SIMPLER's scripts; LIBERO: 10 tasks of 50 states.
@@ -287,18 +288,21 @@ def changed(path, tmp_path, **args):
 
 
 def test_the_tabletops_server_passes_vla_evals_smoke_test(where_a_user_is, tmp_path):
-    path = STUDY / "servers" / "tabletop.yaml"
-    refused = smoked(path)
-    assert refused.status == "fail"
-    assert "no image 'camera' (there are: agentview, wrist)" in refused.stderr  # the stub is no tabletop: rightly so
-    result = smoked(changed(path, tmp_path, embodiment="libero"))  # whose cameras and state the stub has
+    result = smoked(changed(TABLETOP, tmp_path, embodiment="libero"))  # whose cameras and state the stub has
     assert result.status == "pass", result.message
+
+
+@pytest.mark.long
+def test_an_observation_without_the_servers_cameras_is_refused(where_a_user_is):
+    refused = smoked(TABLETOP)  # the stub is no tabletop: rightly so
+    assert refused.status == "fail"
+    assert "no image 'camera' (there are: agentview, wrist)" in refused.stderr
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "nora_libero_spatial",
+        pytest.param("nora_libero_spatial", marks=pytest.mark.long),
         pytest.param("openvla_libero_spatial", marks=pytest.mark.long),
         pytest.param("pi0_fast_libero", marks=pytest.mark.long),  # it takes the state, and two cameras
         pytest.param("spatialvla_simpler_widowx", marks=pytest.mark.long),

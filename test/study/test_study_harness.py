@@ -26,7 +26,7 @@ def plan(out, **changes):
         "server": config / "servers" / "tabletop.yaml",
         "benchmark": config / "benchmarks" / "tabletop.yaml",
         "out": out,
-        "shards": 2,
+        "shards": 1,
         "episodes": 2,
         "tasks": TASKS,
         "entries": ("lookalike",),
@@ -63,11 +63,11 @@ def test_a_log_from_elsewhere_is_gone_on_with(study, tmp_path):
     log_file = tmp_path / "episodes.jsonl"
     for episode in episodes[:-1]:
         log.append(log_file, episode)
-    again = harness.run(plan(tmp_path, shards=1), [OFF, pruning_arm("dtp", 0.25)])
+    again = harness.run(plan(tmp_path), [OFF, pruning_arm("dtp", 0.25)])
     assert again == episodes
     results = list((tmp_path / "vla-eval").glob("*/shard0.log"))
     assert len(results) == 1, "only the arm that lacked an episode was run"
-    half = plan(tmp_path, shards=1, tasks=TASKS[:1], half="tuning")
+    half = plan(tmp_path, tasks=TASKS[:1], half="tuning")
     other = [e for e in harness.run(half, [pruning_arm("dtp", 0.25, {"top_k": 9})]) if e not in episodes]
     assert [(e.arm, e.task) for e in other] == [("dtp 0.25 top_k=9", TASKS[0])], "other constants are another arm"
     assert not other[0].held_out
@@ -88,7 +88,7 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(study, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 0 < len(log.read([path])) < 4
-    again = harness.run(plan(tmp_path, shards=1), [OFF])  # with fewer processes, too
+    again = harness.run(plan(tmp_path), [OFF])  # with fewer processes, too
     assert len(again) == 4
     expected = [e for e in episodes if e.arm == "off"]
     assert outcomes.endings(again) == outcomes.endings(expected)
@@ -101,7 +101,7 @@ def test_episodes_that_break_off_are_said_and_run_again(tmp_path):
     config["benchmarks"][0]["params"]["distractors"] = 7  # refused where the episode begins
     config["benchmarks"][0]["params"]["setting"] = "plain"
     broken.write_text(json.dumps(config))
-    small = plan(tmp_path, benchmark=broken, episodes=1, shards=1, tasks=TASKS[:1])
+    small = plan(tmp_path, benchmark=broken, episodes=1, tasks=TASKS[:1])
     with pytest.raises(harness.StudyError, match=r"1 of 1 episodes broke off; .*distractors"):
         harness.run(small, [OFF])
     with pytest.raises(harness.StudyError, match=r"1 of 1 episodes broke off; .*distractors"):
@@ -135,11 +135,12 @@ def test_an_entry_that_is_not_there_is_named(tmp_path):
         plan(tmp_path, benchmark=tmp_path / "none.yaml").entries_to_run()
 
 
+@pytest.mark.long
 def test_where_the_tasks_are_not_known_the_queue_that_was_left_is_gone_on_with(tmp_path, monkeypatch):
     """As in a container: vla-eval's own queue says what is done, and what the log lacks is done again."""
     known = Plan.entries_to_run
     monkeypatch.setattr(Plan, "entries_to_run", lambda self: [replace(e, items=None) for e in known(self)])
-    small = plan(tmp_path, shards=1, episodes=1)
+    small = plan(tmp_path, episodes=1)
     first = harness.run(small, [OFF])
     assert [e.task for e in first] == list(TASKS)
     lines = small.log.read_text().splitlines()
