@@ -34,6 +34,7 @@ WALL = 1e-3  # m, residual of the kinematics at the wall of the box
 EXACT = 1e-9  # rad: a hold repeats a measured position bit for bit
 UNHEARD = 0.5  # s: the arm's node may find a new simulator's joint states before the recorder does
 BEFORE, AFTER = 100, 30  # joint states, heard around a command, among which the one behind it is sought
+LATE = 200  # joint states that a busy machine may deliver after the hold that repeats one of them
 
 
 def position(joints):
@@ -111,7 +112,8 @@ class Recorder:
                 recent = np.vstack([recent, self.start])
             away = float(np.abs(recent - joints).max(axis=1).min()) if len(recent) else np.inf
             before = found[-1] if found else None
-            hold = away <= EXACT or bool(before and np.array_equal(before.joints, joints))
+            repeats = np.abs(rows[middle : middle + LATE] - joints).max(axis=1, initial=0.0) <= EXACT
+            hold = away <= EXACT or bool(repeats.any() or (before and np.array_equal(before.joints, joints)))
             stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
             found.append(Sent(at, stamp, joints, message.position[6], hold, away))
         return [command for command in found if command.at > since]

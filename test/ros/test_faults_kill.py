@@ -72,8 +72,9 @@ def test_the_arms_node_killed(bench):
 def test_the_simulator_killed(bench):
     killed = bench.processes.kill("sim_node")
     bench.says(ARM, "no joint states for")
-    # While commands come without a pause, free time looks like lock-step: then that patience holds.
-    bench.require_hold(killed, MIN_PATIENCE)
+    # While commands come without a pause, free time looks like lock-step: then that patience holds, or ten times the
+    # policy's slowest answer, which on a busy machine is more.
+    bench.require_hold(killed, 2 * MIN_PATIENCE)
     assert bench.recorder.motions(killed + SLACK) == 0  # no images, no chunks
     assert bench.status(ARM)[1]["armed"] == "true"
     start(bench, "sim_node")
