@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from widowx_harness import DEADLINE, START
+from widowx_harness import DEADLINE, PATIENT, START
 
 FORWARD = [0.02, 0, 0, 0, 0, 0, 1.0]
 CLOSE = [0, 0, 0, 0, 0, 0, 0.0]
@@ -46,7 +46,8 @@ def stand_in(name, domain, extra, namespace="", **parameters):
 
 def widowx(domain, extra=(), **parameters):
     """`widowx_node` as a process."""
-    return process(["-m", "dtp_ros.ros.widowx_node", "--ros-args"], domain, extra, **parameters)
+    patient = {"joint_state_timeout": PATIENT, **parameters}
+    return process(["-m", "dtp_ros.ros.widowx_node", "--ros-args"], domain, extra, **patient)
 
 
 def malformed(bench):

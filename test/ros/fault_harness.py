@@ -25,8 +25,8 @@ from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import action_chunk_to_ros, joint_state_to_ros, stamp_to_ros
 from dtp_ros.ros.images import image_to_ros
 
-START_UP = 60.0  # s that processes have to come up, on a machine with other things to do
-SLACK = 0.5  # s that a busy machine may add to a timeout
+START_UP = 150.0  # s that processes have to come up, on a machine with other things to do
+SLACK = 2.5  # s that a busy machine may add to a timeout; what was measured is printed
 START = np.array([0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0])  # (.3, 0, .15), gripper down
 ARM, POLICY = "widowx: arm", "dtp_policy: policy"
 TINY_POLICY = {"model": "tabletop", "checkpoint": "tiny", "device": "cpu", "instruction": "'put the carrot on it'"}
@@ -111,12 +111,12 @@ class Person(Node):
         return question.answer()
 
     def arm(self):
-        """Arm; after a step back of time, as two policies make them, the next joint states are waited for."""
+        """Arm; where there are no joint states, as after a step back of time, or old ones, the next are waited for."""
         answers = []
 
         def is_armed():
             answers.append(self.call(self._arm, SetBool.Request(data=True)))
-            return answers[-1].success or "no joint states yet" not in answers[-1].message
+            return answers[-1].success or "joint states" not in answers[-1].message
 
         wait_until(is_armed, "joint states")
         assert answers[-1].success, answers[-1].message
@@ -273,16 +273,18 @@ class Mover:
 def storm(person, seconds, *changes):
     """Set parameters 50 times a second, alternating; changes: (setter, values, other values). All must succeed.
 
-    Returns how many motions were sent meanwhile.
+    Where a busy machine answers late the next wait (ROS drops all but ten), and the storm lasts longer. Returns how
+    many motions were sent meanwhile.
     """
     began, futures, rate = time.monotonic(), [], person.create_rate(50.0)
-    while time.monotonic() - began < seconds:
-        for put, *values in changes:
-            futures.append(put(**values[len(futures) // len(changes) % 2]))
+    while time.monotonic() - began < seconds or len(futures) < 40 * seconds * len(changes):
+        assert time.monotonic() - began < seconds + START_UP, f"{len(futures)} answers"
+        if sum(not future.done() for future in futures[-10:]) < 8:
+            for put, *values in changes:
+                futures.append(put(**values[len(futures) // len(changes) % 2]))
         rate.sleep()
     motions = person.recorder.motions(began)
     wait_until(lambda: all(future.done() for future in futures), "every answer")
-    assert len(futures) >= 0.8 * 50 * seconds * len(changes)
     assert all(result.successful for future in futures for result in future.result().results)
     person.processes.require_alive()
     return motions

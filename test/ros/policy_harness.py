@@ -149,7 +149,7 @@ class User(Node):
             for message in self.traces:
                 if (message.header.stamp.sec, message.header.stamp.nanosec) in sent:
                     return message
-            if time.monotonic() - shown[0] > 1.0:  # best effort: an image may be lost
+            if time.monotonic() - shown[0] > 5.0:  # best effort: an image may be lost
                 shown[0] = time.monotonic()
                 stamps.append(self.show(pixels))
             return None

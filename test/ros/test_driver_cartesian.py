@@ -63,7 +63,7 @@ def test_whoever_else_listens_is_not_taken_for_the_controller():
     topic = "cartesian_motion_controller/target_frame"
     with running(DOMAIN, driver="cartesian") as bench, spinning(Controller("a_recorder", topic, {})) as recorder:
         wait_until(lambda: "cartesian_frame" in bench.status()[0], lambda: bench.status()[0])
-        assert "/a_recorder listens" in bench.status()[0]
+        wait_until(lambda: "/a_recorder listens" in bench.status()[0], lambda: bench.status()[0])
         with fzi() as controller:
             disarmed(bench)
             bench.armed()

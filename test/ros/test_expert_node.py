@@ -31,7 +31,7 @@ from dtp_ros.widowx.kinematics import forward, robot
 
 DOMAIN = 96
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 20.0
+DEADLINE = 60.0
 ARM = robot("wx250s")
 START = (0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0)
 OBJECTS = {
@@ -236,7 +236,7 @@ def nothing_is_left_behind():
 
 def test_a_parameter_that_cannot_stand_is_one_line_and_exit_code_1():
     node = start("-m", "dtp_ros.ros.expert_node", "--ros-args", "-p", "control_frequency:=0.0", stderr=subprocess.PIPE)
-    _, error = node.communicate(timeout=30)
+    _, error = node.communicate(timeout=90)
     assert node.returncode == 1
     lines = [line for line in error.splitlines() if line.strip()]
     assert len(lines) == 1
@@ -258,7 +258,7 @@ def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path)
     table = start(
         "tools/success_table.py", "--policy", "expert", "--episodes", 5, "--out", tmp_path, stdout=subprocess.PIPE
     )
-    output, _ = table.communicate(timeout=120)
+    output, _ = table.communicate(timeout=250)
     assert table.returncode == 0
     records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert [(r["task"], r["grasped"], r["success"]) for r in records] == [(task, True, True) for task in TASKS]
@@ -278,7 +278,7 @@ def test_ctrl_c_ends_every_process(tmp_path):
         stderr=subprocess.PIPE,
     )
     episodes = tmp_path / "episodes.jsonl"
-    wait_until(lambda: episodes.exists() and episodes.read_text(), "a first episode", 60)
+    wait_until(lambda: episodes.exists() and episodes.read_text(), "a first episode", 150)
     children = Path(f"/proc/{table.pid}/task/{table.pid}/children").read_text().split()
     assert len(children) == 3
     table.send_signal(signal.SIGINT)

@@ -8,7 +8,7 @@ from fault_harness import ARM, START, Arm, Mover, graph
 from fault_recorder import NAMES
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
-from widowx_harness import wait_until
+from widowx_harness import PATIENT, wait_until
 
 from dtp_ros.ros.conversions import joint_state_to_ros
 
@@ -70,7 +70,7 @@ FAULTS = {  # what is done to a sound chunk, and the counter that must name it
 def test_malformed_chunks_are_a_hold_or_a_clipped_step_each_and_named(tmp_path):
     with graph(DOMAIN, tmp_path) as bench:
         _, mover = Arm(bench), Mover(bench)
-        bench.processes.start("widowx_node", driver="sim")
+        bench.processes.start("widowx_node", driver="sim", joint_state_timeout=PATIENT)
         bench.wait_for_motion()
         mover.acting = False
         bench.require_hold(mover.sent_last, 1.5)

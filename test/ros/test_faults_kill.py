@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, SLACK, TINY_POLICY, graph
+from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, SLACK, START_UP, TINY_POLICY, graph
 from widowx_harness import wait_until
 
 from dtp_ros.ros.lock_step import MIN_PATIENCE
@@ -50,7 +50,7 @@ def test_the_policy_killed(bench):
     bench.require_hold(killed, COMMAND_TIMEOUT)
     assert bench.says(ARM, "holding: command_timeout")["armed"] == "true"
     start(bench, "policy_node")
-    values = bench.says(ARM, "disarmed: publisher", deadline=60.0)
+    values = bench.says(ARM, "disarmed: publisher", deadline=START_UP)
     assert values["stops/publisher"] == "1"
     assert bench.recorder.motions(killed + COMMAND_TIMEOUT + SLACK) == 0
     bench.arm()
@@ -86,7 +86,7 @@ def test_the_simulator_killed(bench):
 def test_a_second_policy(bench):
     _, before = bench.status(ARM)
     start(bench, "expert_node")
-    bench.says(ARM, "disarmed: publisher", deadline=60.0)
+    bench.says(ARM, "disarmed: publisher", deadline=START_UP)
     bench.arm()  # with both still there: their chunks alternate
     values = bench.says(ARM, "disarmed: publisher")
     assert values["publishers"] == "2"

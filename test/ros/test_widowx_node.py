@@ -12,7 +12,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.parameter import Parameter
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import Marker
-from widowx_harness import ARM, DEADLINE, START, running, wait_until
+from widowx_harness import ARM, DEADLINE, PATIENT, START, running, wait_until
 
 from dtp_ros.errors import ConfigError
 from dtp_ros.ros.conversions import joint_state_to_ros
@@ -180,7 +180,7 @@ def test_real_time_spacing_outputs_and_the_hold_after_a_gap():
 
 
 def test_joint_states_that_stop_or_lie():
-    with running(DOMAIN) as bench:
+    with running(DOMAIN, joint_state_timeout=0.2) as bench:
         wait_until(lambda: bench.status()[1]["joint_states_age"] != "none", "joint states heard")
         bench.measures = False
         wait_until(lambda: float(bench.status()[1]["joint_states_age"].split()[0]) > 0.3, "stale joint states")
@@ -201,7 +201,7 @@ def test_joint_states_that_stop_or_lie():
 
 
 def test_an_arm_whose_clock_is_ahead_is_missed_as_soon_as_it_is_silent():
-    with running(DOMAIN) as bench:
+    with running(DOMAIN, joint_state_timeout=0.2) as bench:
         bench.measures = False
         positions = {**dict(zip(ARM.joint_names, START, strict=True)), "gripper": 0.074}
         bench.joint_states.publish(joint_state_to_ros(positions, bench.now() + 100.0))
@@ -301,7 +301,7 @@ def start_process(*arguments):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_end_is_a_hold_and_exit_code_0(number):
     with running(DOMAIN, node=False) as bench:
-        process = start_process("driver:=sim", "max_joint_velocity:=0.5")
+        process = start_process("driver:=sim", "max_joint_velocity:=0.5", f"joint_state_timeout:={PATIENT}")
         try:
             bench.ready(expect_sim=True)
             bench.follows = False
