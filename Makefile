@@ -50,7 +50,7 @@ lint: $(STAMP) ## ruff and mypy
 
 # In the order of the files: the longest have few tests, and would come last, and alone, if xdist sorted them by number.
 test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
 test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, the layers below ROS under the oldest libraries, and what other Pythons install
