@@ -24,8 +24,8 @@ def start(person, name):
 
 @pytest.fixture(scope="module")
 def graph_of_all(tmp_path_factory):
-    # Over shared memory, Fast DDS 2.14 may leave a process that takes a killed one's place without messages for good
-    # (eProsima/Fast-DDS#4728): not what is tested here. docs/safety.md tells people the same.
+    # Over shared memory, a process that takes a killed one's place may get no images for good, on a busy machine: not
+    # what is tested here. docs/safety.md tells people what is known of it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
         yield from started(tmp_path_factory.mktemp("log"))
