@@ -34,6 +34,7 @@ from pictures import MAPS, Moment, Rgb, fit
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 NEWEST = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+PICTURES = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # each is a frame of the animation
 CAMERA_SIZE, MAP_SIZE = (640, 480), (256, 192)
 KEPT_FRAMES = 400
 SETTLED = 5  # steps to show after a success
@@ -61,7 +62,7 @@ class Watcher(Node):  # type: ignore[misc]  # rclpy ships no types
         self._success_at: int | None = None
         self._with_maps = options.policy == "model"
         self._instruction = self.create_publisher(String, "instruction", LATCHED)
-        self.create_subscription(Image, "image", self._on_image, NEWEST)
+        self.create_subscription(Image, "image", self._on_image, PICTURES)
         self.create_subscription(JointTrajectory, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(String, "sim/info", self._on_info, RELIABLE)
         self.create_subscription(Bool, "sim/success", self._on_success, RELIABLE)

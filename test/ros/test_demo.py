@@ -42,7 +42,7 @@ def test_the_visitors_own_words_are_done_and_shown(tmp_path):
     assert {record["task"] for record in records} == {"eggplant_in_basket"}
     assert records[-1]["success"] is True
     animation = Image.open(tmp_path / "episode.gif")
-    assert animation.n_frames >= len(records) // 2  # a busy machine loses pictures
+    assert animation.n_frames >= len(records) - 2
     panel = Image.open(tmp_path / "panel.png").convert("RGB")
     assert panel.height > 6 * 190  # camera, motion and four maps
     assert len(set(panel.resize((160, 120)).getdata())) > 2000
