@@ -151,6 +151,12 @@ def test_shards_are_made_in_another_process_and_after_one_that_failed_no_more_ar
 
 
 @pytest.mark.long
+def test_shards_are_made_in_several_processes(tmp_path):
+    write_shards(tmp_path, [1, 2], fails_at_4, workers=2, name="test")
+    np.testing.assert_array_equal(read_shards(tmp_path, [2]).images, fails_at_4(2).images)
+
+
+@pytest.mark.long
 def test_make_train_from_nothing_in_small(tmp_path, monkeypatch, capsys):
     """Every stage with a handful of frames: the result loads and acts; asked again, nothing is done anew."""
     monkeypatch.setattr(training_main, "SHARD_FRAMES", 60)
