@@ -50,6 +50,9 @@ class Processes:
         self._folder, self._running = folder, {}
         self._environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
 
+    def __contains__(self, name):
+        return name in self._running
+
     def start(self, executable, name=None, **parameters):
         """`python -m dtp_ros.ros.<executable>`, its node renamed to `name` where one is given."""
         arguments = [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]

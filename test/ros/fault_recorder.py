@@ -89,7 +89,8 @@ class Recorder:
         table = dict(zip(message.name, message.position, strict=False))
         joints = np.array([table.get(name, np.nan) for name in NAMES])
         if np.isfinite(joints).all():
-            self.measured.append((time.monotonic(), joints))
+            stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+            self.measured.append((time.monotonic(), joints, stamp))
             self.start = joints if self.start is None else self.start
 
     def clear(self):
@@ -101,7 +102,7 @@ class Recorder:
     def sent(self, since=0.0):
         """What was sent, as Sent, the arrivals after `since` only."""
         measured = list(self.measured)
-        times, rows = np.array([t for t, _ in measured]), np.array([q for _, q in measured]).reshape(-1, 6)
+        times, rows = np.array([t for t, _, _ in measured]), np.array([q for _, q, _ in measured]).reshape(-1, 6)
         found = []
         for at, message in list(self.messages):
             assert tuple(message.name) == (*NAMES, "gripper")
@@ -129,11 +130,14 @@ class Recorder:
         rest = sent[moving[-1] + 1 if moving else 0 :]
         return rest[0].at if rest else None
 
-    def rests(self, seconds=0.3):
-        """Whether the arm, as it reports, has turned by less than 0.01 rad in the last `seconds`."""
-        now = time.monotonic()
-        rows = [q for t, q in list(self.measured) if t > now - seconds]
-        return len(rows) > 3 and bool(np.ptp(rows, axis=0).max() < 0.01)
+    def newest(self):
+        """The stamp of the newest joint states heard, s: the arm's own time, which a busy machine does not hurry."""
+        return self.measured[-1][2]
+
+    def turns(self, since):
+        """By how much the arm, as it reports, turned in the 0.3 s from `since` of its own time, rad; None before."""
+        rows = [q for _, q, stamp in list(self.measured) if since <= stamp <= since + 0.3]
+        return np.ptp(rows, axis=0).max() if len(rows) > 3 and self.newest() > since + 0.3 else None
 
     def require_safe(self, anchored=0, velocity=VELOCITY):
         """Assert that every command was inside every limit.
