@@ -197,7 +197,7 @@ def test_the_logits_of_actions_are_those_of_the_whole_head(name):
         torch.testing.assert_close(model.action_logits(hidden), model.logits(hidden)[:, support], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n != "univla" else pytest.param(n, marks=pytest.mark.long) for n in NAMES])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_gives_a_chunk(name, variant):
     result = step(name, variant=variant, mask_schedule="per_step")

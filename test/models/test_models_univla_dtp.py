@@ -78,7 +78,7 @@ def test_univla_has_the_papers_constants():
     pruning.require_fits(32, 1024)
 
 
-@pytest.mark.parametrize("scope", ["all", "action"])
+@pytest.mark.parametrize("scope", [pytest.param("all", marks=pytest.mark.long), "action"])
 def test_dtp_fires_and_its_variants_prune_as_many(univla, prompt, scope):
     config = replace(CONFIG, mask_scope=scope)
     before = state_of(univla)

@@ -17,8 +17,8 @@ DRIVERS = ("joint_trajectory", "interbotix")
 SOLVED = 22  # of the 24 configurations of each task
 
 
-def solved(driver, episodes, arm_messages, monkeypatch, logs: Path):
-    """Records of every task's `episodes` through the traffic of `driver`."""
+def solved(driver, tasks, episodes, arm_messages, monkeypatch, logs: Path):
+    """Records of the tasks' `episodes` through the traffic of `driver`."""
     from success_table import Director, parsed, policy_of
 
     from processes import NodeProcesses
@@ -34,7 +34,7 @@ def solved(driver, episodes, arm_messages, monkeypatch, logs: Path):
             nodes.start(policy.executable, policy.parameters)
             director = Director(nodes, policy)
             director.wait_for_nodes()
-            for task in TASKS:
+            for task in tasks:
                 for episode in episodes:
                     scene = {"task": task, "episode": episode, "distractors": 0, "setting": "plain"}
                     director.begin(scene)
@@ -47,16 +47,16 @@ def solved(driver, episodes, arm_messages, monkeypatch, logs: Path):
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_the_expert_solves_an_episode_of_each_task(driver, arm_messages, monkeypatch, tmp_path):
-    records = solved(driver, [5], arm_messages, monkeypatch, tmp_path)
-    assert [(r["task"], r["success"]) for r in records] == [(task, True) for task in TASKS]
+def test_the_expert_solves_an_episode(driver, arm_messages, monkeypatch, tmp_path):
+    records = solved(driver, ["stack_blocks"], [5], arm_messages, monkeypatch, tmp_path)
+    assert [(r["task"], r["success"]) for r in records] == [("stack_blocks", True)]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_the_expert_solves_nearly_every_configuration(driver, arm_messages, monkeypatch, tmp_path):
-    records = solved(driver, range(EPISODES), arm_messages, monkeypatch, tmp_path)
+    records = solved(driver, TASKS, range(EPISODES), arm_messages, monkeypatch, tmp_path)
     counts = {task: sum(r["success"] for r in records if r["task"] == task) for task in TASKS}
     print(f"\n{driver}: {counts} of {EPISODES}")
     assert min(counts.values()) >= SOLVED, counts

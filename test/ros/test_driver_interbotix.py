@@ -191,8 +191,8 @@ def test_what_must_not_be_sent_is_not(arm):
     ("parameters", "reason"),
     [
         ({"arm_mode": "velocity"}, "'velocity' with profile type 'time' (valid: position, time"),
-        ({"profile_type": "velocity"}, "profile type 'velocity'"),
-        ({"gripper_mode": "current"}, "'current' (valid: pwm, linear_position)"),
+        pytest.param({"profile_type": "velocity"}, "profile type 'velocity'", marks=pytest.mark.long),
+        pytest.param({"gripper_mode": "current"}, "'current' (valid: pwm, linear_position)", marks=pytest.mark.long),
         ({"joint_names": "[a, b]"}, "has joints a, b (valid: waist, shoulder"),
     ],
 )
@@ -269,6 +269,7 @@ def test_the_end_is_a_hold_the_profiles_as_found_and_exit_code_0(arm, arm_messag
         assert ear.register("Profile_Acceleration") == [300] * 6
 
 
+@pytest.mark.long
 def test_profiles_that_a_crash_left_behind_are_not_taken_for_the_arms_own(arm, arm_messages):
     with running(DOMAIN, node=False, joint_states=f"{NAMESPACE}/unused") as bench, arm():
         ear = Ear(bench)

@@ -267,6 +267,7 @@ def test_the_expert_solves_an_episode_of_each_task_through_sim_and_arm(tmp_path)
     assert "| all | 4/4 | 4/4 | 51 ... 100 % |" in output  # Wilson: 1 / (1 + 1.96^2 / 4) = 0.51
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_every_process(tmp_path):
     table = start(
         "tools/success_table.py",

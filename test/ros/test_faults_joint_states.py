@@ -29,7 +29,7 @@ def bench(graph_of_all):
         ("silent", "no joint states for", "holds/joint_states"),
         ("frozen", "holding: joint_states", "holds/joint_states"),
         ("nan", "holding: joint_states", "drops/joint_finite"),
-        ("names", "holding: joint_states", "drops/joint_names"),
+        pytest.param("names", "holding: joint_states", "drops/joint_names", marks=pytest.mark.long),
     ],
 )
 def test_without_joint_states_the_arm_holds_and_goes_on_by_itself(bench, fault, message, counter):

@@ -19,7 +19,11 @@ JOINTS = {
 CAMERA = [600.0, 0.0, 320.0, 0.0, 610.0, 240.0, 0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("name", model_names())
+LONGEST = ("spatialvla", "univla")
+NAMES = [pytest.param(name, marks=pytest.mark.long) if name in LONGEST else name for name in model_names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_acts_and_shows_what_it_cut(name):
     parameters = {"model": name, "checkpoint": "tiny", "device": "cpu", "image_timeout": 60.0}
     with running_policy(DOMAIN, **parameters, instruction=INSTRUCTION, tolerance=0.05, max_pruned=0) as (policy, user):

@@ -200,7 +200,7 @@ def test_a_start_that_cannot_be_is_one_line_and_exit_code_1():
         assert words in output.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("late", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_signal_ends_it_with_exit_code_0_also_while_it_starts(late):
     process = start("task:=stack_blocks", domain=OTHER_DOMAIN)
     listener = User(OTHER_DOMAIN)

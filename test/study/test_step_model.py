@@ -256,6 +256,7 @@ def test_what_does_not_fit_is_said():
     assert [("does not fit" in row) for row in rows] == [True, True, False, False]
 
 
+@pytest.mark.long
 def test_the_command_measures_the_machine_and_prints_a_row_a_model_and_precision(capsys, monkeypatch):
     machines = []
     monkeypatch.setattr(

@@ -73,6 +73,7 @@ def test_a_log_from_elsewhere_is_gone_on_with(study, tmp_path):
     assert not other[0].held_out
 
 
+@pytest.mark.long
 def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(study, tmp_path):
     _, episodes = study
     arguments = ["sweep", "--out", str(tmp_path), "--shards", "2", "--episodes", "2", "--entries", "lookalike"]

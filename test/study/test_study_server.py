@@ -77,9 +77,9 @@ def by_itself(adapter, name, number, parameters, steps=STEPS):
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"variant": "off"},
+        pytest.param({"variant": "off"}, marks=pytest.mark.long),
         {"tolerance": 0.25},
-        {"tolerance_mode": "min_entropy"},
+        pytest.param({"tolerance_mode": "min_entropy"}, marks=pytest.mark.long),
         {"variant": "random_all", "tolerance": 0.25},
     ],
 )
