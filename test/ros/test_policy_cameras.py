@@ -117,11 +117,11 @@ def test_cameras_too_far_apart_make_no_frame(rig):
 def test_no_fresh_joint_states_make_no_frame(rig):
     inputs, publishers, frames, figures = rig
     inputs.open()
-    frames.clear()
     before = figures.drops["no_state"]
 
     def sent():
         stamp = now()
+        frames.clear()  # of a time before, in which the images overtook the joint states
         publishers["joint_states"].publish(joint_states(time_at(stamp - 100.0)))
         time.sleep(0.05)
         for topic in ("image", "image_1"):
@@ -137,18 +137,24 @@ def test_an_image_that_found_no_joint_states_serves_when_they_are_there(rig):
     """In lock-step the simulator repeats its moment until there is a command: refused, it would stand still."""
     inputs, publishers, frames, figures = rig
     inputs.open()
-    frames.clear()
-    before = figures.drops["no_state"]
-    stamp = now()
-    publishers["joint_states"].publish(joint_states(time_at(stamp - 100.0)))
-    time.sleep(0.05)
+    before, stamp = figures.drops["no_state"], 0.0
 
     def show():
         for topic in ("image", "image_1"):
             publishers[topic].publish(image_to_ros(picture(1, 48, 64), time_at(stamp), "camera"))
         time.sleep(0.1)
 
-    wait_until(lambda: show() or figures.drops["no_state"] > before, "no_state")
+    def show_without():
+        nonlocal stamp
+        stamp = now()
+        frames.clear()
+        publishers["joint_states"].publish(joint_states(time_at(stamp - 100.0)))
+        time.sleep(0.05)
+        show()
+        return figures.drops["no_state"] > before
+
+    wait_until(show_without, "no_state")
+    assert not frames
 
     def show_with_state():
         publishers["joint_states"].publish(joint_states(time_at(stamp)))
