@@ -29,7 +29,7 @@ def plan(out, **changes):
         "shards": 1,
         "episodes": 2,
         "tasks": TASKS,
-        "entries": ("lookalike",),
+        "entries": ("plain",),
     }
     return Plan(**values | changes)
 
@@ -76,7 +76,7 @@ def test_a_log_from_elsewhere_is_gone_on_with(study, tmp_path):
 @pytest.mark.long
 def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(study, tmp_path):
     _, episodes = study
-    arguments = ["sweep", "--out", str(tmp_path), "--shards", "2", "--episodes", "2", "--entries", "lookalike"]
+    arguments = ["sweep", "--out", str(tmp_path), "--shards", "2", "--episodes", "2", "--entries", "plain"]
     arguments += ["--tasks", *TASKS, "--arms", "off", "--tolerances", "0.25"]
     command = [sys.executable, "-m", "dtp_ros.study.main", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -125,7 +125,7 @@ def test_an_entry_without_a_subname_is_none_of_those_chosen(tmp_path):
     both = tmp_path / "both.yaml"
     both.write_text(json.dumps(config))
     assert len(plan(tmp_path, benchmark=both).entries_to_run()) == 1
-    with pytest.raises(ConfigError, match=r"no entry dark \(valid: lookalike\)"):
+    with pytest.raises(ConfigError, match=r"no entry dark \(valid: plain\)"):
         plan(tmp_path, benchmark=both, entries=("dark",)).entries_to_run()
 
 
