@@ -2,8 +2,8 @@
 
 Writes each setting's log (`<setting>.jsonl.xz`), reports, figures and outcomes, and the tables of docs/evidence.md. An
 arm is published when it and `off` have all episodes; others are named and left for later. What was tried beside the
-study has a folder there, with its own `off`: `make evidence BESIDE=variants LOGS=...` writes its logs, outcomes and
-tables. Sentences are not written here: read them again after each run.
+study has a folder there, with its own `off`: `make evidence BESIDE=variants LOGS=...` writes its logs, outcomes, a page
+of comparisons a setting, and tables. Sentences are not written here: read them again after each run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dtp_ros.errors import DtpError
 from dtp_ros.sim.tasks import SETTINGS, TASKS
-from dtp_ros.study import comparison, log, outcomes
+from dtp_ros.study import comparison, log, outcomes, statistics
 from dtp_ros.study.attention import write_attention
 from dtp_ros.study.comparison import BASELINE
 from dtp_ros.study.log import Episode, LogError
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_logs(folder, settings)
         episodes = [episode for members in settings.values() for episode in members]
         outcomes.write(folder / "outcomes.json", episodes)
+        for name, members in settings.items() if options.beside else ():
+            (folder / f"{name}.md").write_text(beside_page(f"{options.beside}, {name}", members), encoding="utf-8")
         if not options.beside:
             for path in [*folder.glob("*.md"), *folder.glob("*.png")]:
                 path.unlink()
@@ -173,6 +175,49 @@ def summary_table(episodes: Sequence[Episode]) -> str:
             row += [number(figures.get("pruned")), number(figures.get("change"))]
         rows.append(row + [""] * (len(HEADER) - len(row)))
     return table(HEADER, rows)
+
+
+def beside_page(title: str, episodes: Sequence[Episode]) -> str:
+    """Each arm by task, against the baseline, and against what it is a change of; tests are corrected by table."""
+    arms = list(setups(episodes))
+    changed = [(arm, unchanged(arm)) for arm in arms if unchanged(arm) in arms]
+    parts = {
+        "Success by task": task_table(episodes),
+        f"Against `{BASELINE}`": versus_table(episodes, [(arm, BASELINE) for arm in arms if arm != BASELINE]),
+        "Against `dtp` of the same tolerance and with the model's constants": versus_table(episodes, changed),
+    }
+    return f"# {title}\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts.items()) + "\n"
+
+
+def unchanged(arm: str) -> str:
+    """`dtp 0.25` of `dtp 0.25 top_k=14` and of `random_all 0.25`; "" where there is no such arm."""
+    variant, _, rest = arm.partition(" ")
+    plain = f"dtp {rest.split(' ')[0]}"
+    return plain if rest and variant != "min_entropy" and plain != arm else ""
+
+
+def task_table(episodes: Sequence[Episode]) -> str:
+    """How many episodes each arm solved, a column a task."""
+    tasks, rows = sorted({e.task for e in episodes}), []
+    for arm in setups(episodes):
+        own = {task: [e.success for e in episodes if (e.arm, e.task) == (arm, task)] for task in tasks}
+        rows.append([f"`{arm}`", *(percent(statistics.wilson(sum(won), len(won))) for won in own.values())])
+    return table(["arm", *tasks], rows)
+
+
+def versus_table(episodes: Sequence[Episode], pairs: Sequence[tuple[str, str]]) -> str:
+    """A row a pair (arm, other): the arm's success less the other's; Holm's correction is over the rows."""
+    tests = []
+    for arm, other in pairs:
+        both = log.paired(episodes, other, arm)
+        tests.append(statistics.paired_test([one.success for one, _ in both], [two.success for _, two in both]))
+    corrected = statistics.holm([test.p for test in tests])
+    header = ["arm", "against", "pairs", "difference, points", "gained / lost", "p (exact McNemar)", "p, Holm"]
+    rows = []
+    for (arm, other), test, p in zip(pairs, tests, corrected, strict=True):
+        row = [f"`{arm}`", f"`{other}`", str(test.pairs), points(test.difference), f"{test.gained} / {test.lost}"]
+        rows.append([*row, p_value(test.p), p_value(p)])
+    return table(header, rows)
 
 
 if __name__ == "__main__":

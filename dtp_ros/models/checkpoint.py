@@ -133,6 +133,15 @@ def resolve(
     return root
 
 
+def commit_of(checkpoint: str, revision: str = "") -> str:
+    """The commit that a hub id at `revision` ("" = main) is in the cache, once resolved; "" for what is from no hub."""
+    from huggingface_hub import snapshot_download
+
+    if not is_hub_id(checkpoint):
+        return ""
+    return Path(snapshot_download(checkpoint, revision=revision or "main", local_files_only=True)).name
+
+
 def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

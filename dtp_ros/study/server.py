@@ -22,6 +22,7 @@ from vla_eval.model_servers.predict import PredictModelServer
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.engine.types import GenerationConfig, StepTrace
 from dtp_ros.errors import ConfigError, ObservationError, require_integer
+from dtp_ros.models.checkpoint import commit_of
 from dtp_ros.models.registry import load_adapter, model_defaults
 from dtp_ros.pruning.config import MAX_SEED, PruningConfig
 from dtp_ros.resources import share_file
@@ -122,12 +123,18 @@ class DtpModelServer(PredictModelServer):
         if self._log is not None:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             self._log.open("ab").close()  # a file that cannot be written is said now, not after an episode
-        self._model, self._checkpoint = model, checkpoint or str(model_defaults(model)["checkpoint"])
+        defaults = model_defaults(model)
+        self._model, self._checkpoint = model, checkpoint or str(defaults["checkpoint"])
+        if not revision and self._checkpoint == defaults["checkpoint"]:
+            revision = str(defaults["revision"])
         how: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "preprocess": preprocess}
         self._adapter = load_adapter(model, self._checkpoint, options=_shipped(options or {}), **how)
         if self._adapter.device.type == "cpu":
             torch.set_num_threads(1)  # the order of sums, and with it the last digit, depends on the number of threads
         self._processor = processor(self._adapter.device)
+        # A branch of the hub may move between two runs of a study, whose episodes are then no pairs.
+        commit = commit_of(self._checkpoint, revision)
+        self._weights = f"{self._checkpoint}@{commit}" if commit else self._checkpoint
         self._running: dict[str, _Running] = {}
         self._free: list[DtpPolicy] = []  # with their buffers, and on CUDA their captured graphs
         self._parameters = dict(parameters or {})
@@ -259,7 +266,7 @@ class DtpModelServer(PredictModelServer):
         return {
             "evaluation": self._evaluation,
             "model": self._model,
-            "checkpoint": self._checkpoint,
+            "checkpoint": self._weights,
             "device": str(self._adapter.device.type),
             "processor": self._processor,
             "dtype": str(self._adapter.dtype).removeprefix("torch."),

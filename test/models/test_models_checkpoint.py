@@ -160,6 +160,7 @@ HUB = """
 import json, shutil, sys
 from pathlib import Path
 from dtp_ros.errors import CheckpointError
+from dtp_ros.models.checkpoint import commit_of
 from dtp_ros.models.registry import load_adapter
 
 source, home = Path(sys.argv[1]), Path(sys.argv[2])
@@ -186,6 +187,9 @@ store("declare-lab", "nora", "a" * 40)
 attempt("nora", "declare-lab/nora")
 store("declare-lab", "nora-long", "c" * 40, ("norm_stats.json",))
 attempt("nora", "declare-lab/nora-long", revision="c" * 40)
+of_hub = [("nora", ""), ("nora", "main"), ("nora-long", "c" * 40)]
+of_hub = [commit_of(f"declare-lab/{name}", revision) for name, revision in of_hub]
+print([commit[:1] for commit in of_hub], [commit_of(str(source)), commit_of("tiny")])
 if sys.argv[3] == "1":
     attempt("nora", "declare-lab/nora", revision="b" * 40)
     store("someone", "half", "d" * 40, ("fast", "model-00002*"))
@@ -205,13 +209,14 @@ def test_hub_ids_come_from_the_hubs_cache_or_say_why_not(nora_folder, tmp_path, 
         env={**os.environ, **home}, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         "refused: checkpoint declare-lab/nora at main cannot be had from the hub: it cannot be reached, and no "
         "whole copy is in the cache",
         "horizon 1",
         "horizon 5",
+        "['a', 'a', 'c'] ['', '']",
     ], done.stderr
     if offline == "1":
-        assert lines[3].startswith(f"refused: checkpoint declare-lab/nora at {'b' * 40} cannot be had")
-        assert "physical-intelligence/fast at ec4d7aa7" in lines[4]
-        assert SHARD in lines[5]
+        assert lines[4].startswith(f"refused: checkpoint declare-lab/nora at {'b' * 40} cannot be had")
+        assert "physical-intelligence/fast at ec4d7aa7" in lines[5]
+        assert SHARD in lines[6]

@@ -115,6 +115,33 @@ def test_a_table_takes_the_place_of_the_one_in_its_section(tmp_path):
     assert page.read_text() == text
 
 
+def test_what_was_tried_beside_is_compared_by_task_with_off_and_with_what_it_is_a_change_of():
+    """Of two episodes a task `off` solves the first, `dtp 0.5` both, the variant the second."""
+    other = [replace(e, arm="dtp 0.5 top_k=9") for e in run({"dtp 0.5": lambda n: n == 1})]
+    page = publish_evidence.beside_page("variants, plain", [*run(), *other])
+    assert f"| arm | {' | '.join(sorted(TASKS))} |" in page
+    assert page.count("| `off` | 50.0 % (") == 1
+    lines = [line.split(" | ") for line in page.splitlines() if "| 8 |" in line]
+    assert [(line[0], line[1], line[4]) for line in lines] == [
+        ("| `dtp 0.5`", "`off`", "4 / 0"),
+        ("| `dtp 0.5 top_k=9`", "`off`", "4 / 4"),
+        ("| `dtp 0.5 top_k=9`", "`dtp 0.5`", "0 / 4"),
+    ]
+    # Exact McNemar: 2 / 2^4. Holm: over two tests, and over one.
+    assert [line[5:] for line in lines] == [["0.12", "0.25 |"], ["1.00", "1.00 |"], ["0.12", "0.12 |"]]
+
+
+@pytest.mark.parametrize(
+    ("arm", "plain"),
+    [
+        ("off", ""), ("dtp 0.25", ""), ("min_entropy", ""), ("min_entropy top_k=9", ""),
+        ("random_all 0.25", "dtp 0.25"), ("dtp 0.25 relevance_layers=[3, 4, 5] top_k=9", "dtp 0.25"),
+    ],
+)  # fmt: skip
+def test_what_an_arm_is_a_change_of(arm, plain):
+    assert publish_evidence.unchanged(arm) == plain
+
+
 def test_what_is_published_is_not_lost(tmp_path, capsys):
     """New episodes of `off` would leave the arm without: an error, and nothing is changed."""
     path, folder = tmp_path / "episodes.jsonl", tmp_path / "evidence" / "variants"

@@ -193,3 +193,12 @@ def test_server_and_tabletop_agree_on_what_they_exchange(served):
     specs = [s() for s in (server.get_action_spec, benchmark.get_action_spec)]
     seen = [s() for s in (server.get_observation_spec, benchmark.get_observation_spec)]
     assert check_specs(*specs, *seen) == []
+
+
+def test_the_log_says_which_commit_of_the_hub_acted(monkeypatch):
+    """The cache's own answer is tested where checkpoints are (test_models_checkpoint.py); here, that it is asked."""
+    asked = []
+    monkeypatch.setattr("dtp_ros.study.server.commit_of", lambda *weights: asked.append(weights) or "c0ffee")
+    server = DtpModelServer(checkpoint="tiny", revision="v2", device="cpu")
+    assert asked == [("tiny", "v2")]
+    assert server.setup()["checkpoint"] == "tiny@c0ffee"
