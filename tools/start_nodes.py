@@ -23,7 +23,7 @@ NODES = {
     "sim_node": ("sim", []),
     "expert_node": ("expert", []),
 }
-DEADLINE = 60.0
+DEADLINE = 150.0
 
 
 def wait_for(node: Node, name: str, process: subprocess.Popen[bytes]) -> None:
@@ -63,7 +63,7 @@ def start_and_stop(watcher: Node, prefix: Path, executable: str) -> None:
             wait_until_active(watcher, name)
         # Ctrl-C reaches a node that runs; one that still imports would end by the default handler.
         process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

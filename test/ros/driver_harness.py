@@ -46,7 +46,7 @@ def stand_in(name, domain, extra, namespace="", **parameters):
 
 def widowx(domain, extra=(), **parameters):
     """`widowx_node` as a process."""
-    patient = {"joint_state_timeout": PATIENT, **parameters}
+    patient = {"joint_state_timeout": PATIENT, "command_timeout": PATIENT, **parameters}
     return process(["-m", "dtp_ros.ros.widowx_node", "--ros-args"], domain, extra, **patient)
 
 

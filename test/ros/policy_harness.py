@@ -28,7 +28,7 @@ from dtp_ros.ros.images import image_to_ros
 from dtp_ros.ros.policy_metrics import METRICS
 from dtp_ros.ros.policy_node import NUM_THREADS, PolicyNode
 
-DEADLINE = 60.0
+DEADLINE = 150.0  # s: no more than a guard against what never comes
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE, ACTIVE_SHUTDOWN = 1, 2, 3, 4, 7
@@ -139,6 +139,18 @@ class User(Node):
         stamp = stamp or self.now()
         self.image.publish(image_to_ros(pixels, stamp, "camera"))
         return stamp
+
+    def show_until(self, condition, pixels, what):
+        """Show an image, again every 5 s, until there is what it is shown for: best effort, one may be lost."""
+        shown = [-math.inf]
+
+        def there():
+            if time.monotonic() - shown[0] > 5.0:
+                shown[0] = time.monotonic()
+                self.show(pixels)
+            return condition()
+
+        return wait_until(there, what)
 
     def step(self, pixels):
         """Show an image until it is acted on; returns chunk (None if it held) and trace values."""

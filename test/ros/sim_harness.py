@@ -26,7 +26,7 @@ from dtp_ros.ros.compat import Question
 from dtp_ros.ros.conversions import stamp_to_ros
 
 DOMAIN, OTHER_DOMAIN = 87, 88
-DEADLINE = 40.0
+DEADLINE = 150.0
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 NAMES = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper"]
 START = [0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0, 0.074]

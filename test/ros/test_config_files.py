@@ -62,7 +62,7 @@ def test_parameters_of_the_other_nodes_in_the_file_are_all_and_the_defaults(node
     (name,) = [c for c in classes if c.endswith("Node")]
     environment = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     done = subprocess.run(
-        [sys.executable, "-c", LISTED, module, name], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", LISTED, module, name], capture_output=True, text=True, timeout=150, env=environment
     )
     assert done.returncode == 0, done.stderr
     declared = yaml.safe_load(done.stdout)

@@ -21,7 +21,7 @@ def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes) as process:
         try:
-            output, errors = process.communicate(timeout=250)
+            output, errors = process.communicate(timeout=500)
         except BaseException:  # killed, it would leave its nodes behind
             process.send_signal(signal.SIGINT)
             print(*process.communicate(timeout=60))

@@ -30,10 +30,13 @@ def bench(graph_of_all):
 )
 def test_a_camera_that_gives_nothing_new_ends_in_a_hold_and_goes_on_by_itself(bench, fault, counter, cause):
     _, before = bench.status(POLICY)
+    bench.wait_for_motion(1)  # an arm that holds already would send no hold
     bench.camera.fault = fault
     last = bench.camera.sent_last
     bench.require_hold(last, COMMAND_TIMEOUT + IMAGE_TIMEOUT)
-    assert bench.says(ARM, "holding: command_timeout")["armed"] == "true"
+    # The last chunk may come so late that it is refused for the age of its image.
+    causes = ("holding: command_timeout", "holding: image")
+    assert bench.status(ARM, lambda message, _: message in causes)[1]["armed"] == "true"
     values = bench.says(POLICY, cause)
     if counter is not None:
         assert int(values[counter]) > int(before[counter])

@@ -1,5 +1,7 @@
 """Joint states that stop or carry nonsense, `~/stop` in a chunk, parameters that change while the arm moves."""
 
+import time
+
 import pytest
 from fault_harness import ARM, ARM_LIMITS, JOINT_STATE_TIMEOUT, Arm, Mover, graph, storm
 from widowx_harness import wait_until
@@ -37,6 +39,8 @@ def test_without_joint_states_the_arm_holds_and_goes_on_by_itself(bench, fault, 
     bench.arm_itself.fault = fault
     fresh = bench.arm_itself.heard_last
     bench.require_hold(fresh, JOINT_STATE_TIMEOUT)
+    ends = bench.arm_itself.sound + JOINT_STATE_TIMEOUT
+    assert all(command.hold for command in bench.recorder.sent(fresh) if command.stamp > ends + 0.01)
     values = bench.says(ARM, message)
     assert (values["armed"], values["cause"]) == ("true", "joint_states")
     assert float(values["joint_states_age"].split()[0]) > JOINT_STATE_TIMEOUT
@@ -48,10 +52,18 @@ def test_without_joint_states_the_arm_holds_and_goes_on_by_itself(bench, fault, 
 
 def test_stop_in_the_middle_of_a_chunk(bench):
     bench.mover.acting = False
-    bench.mover.send(*[[0.0, 0.005, 0, 0, 0, 0, 1.0]] * 30)  # 6 s
-    bench.wait_for_motion()
+    began = time.monotonic()
+
+    def moving():
+        bench.mover.send(*[[0.0, 0.005, 0, 0, 0, 0, 1.0]] * 30)  # 6 s; again: a busy machine may let it run out
+        time.sleep(0.8)
+        return bench.recorder.motions(began) >= 3
+
+    wait_until(moving, "motions")
     called = bench.stop()
+    stopped = bench.now()
     held = called + bench.require_hold(called, 0.0)
+    assert all(command.hold for command in bench.recorder.sent(called) if command.stamp > stopped)
     values = bench.says(ARM, "disarmed: stop")
     assert values["stops/stop"] == "1"
     bench.mover.acting = True

@@ -3,13 +3,12 @@
 import time
 
 import pytest
-from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, SLACK, START_UP, TINY_POLICY, graph
+from fault_harness import ARM, COMMAND_TIMEOUT, POLICY, START_UP, TINY_POLICY, graph
 from widowx_harness import wait_until
-
-from dtp_ros.ros.lock_step import MIN_PATIENCE
 
 DOMAIN = 34
 AT_REST = 1.5  # s: the simulated arm's way to its last command
+LATE = 1.2  # s, by which a busy machine may hear late what was sent before
 
 
 def start(person, name):
@@ -43,13 +42,15 @@ def bench(graph_of_all):
 
 
 def test_the_policy_killed(bench):
-    killed = bench.processes.kill("policy_node")
-    bench.require_hold(killed, COMMAND_TIMEOUT)
-    assert bench.says(ARM, "holding: command_timeout")["armed"] == "true"
+    killed, told = bench.processes.kill("policy_node"), bench.recorder.newest()
+    assert bench.says(ARM, "holding: command_timeout", deadline=60.0)["armed"] == "true"
+    held = bench.recorder.held(killed)
+    (hold,) = [command for command in bench.recorder.sent(killed) if command.at == held]
+    assert hold.stamp < told + COMMAND_TIMEOUT + 2 * LATE  # in the arm's own time
     start(bench, "policy_node")
     values = bench.says(ARM, "disarmed: publisher", deadline=START_UP)
     assert values["stops/publisher"] == "1"
-    assert bench.recorder.motions(killed + COMMAND_TIMEOUT + SLACK) == 0
+    assert bench.recorder.motions(held) == 0
     bench.arm()
     bench.wait_for_motion()
     bench.recorder.require_safe(anchored=1)
@@ -57,10 +58,10 @@ def test_the_policy_killed(bench):
 
 def test_the_arms_node_killed(bench):
     killed = bench.processes.kill("widowx_node")
-    ends = bench.recorder.newest() + AT_REST + SLACK
+    ends = bench.recorder.newest() + AT_REST + LATE
     wait_until(lambda: bench.recorder.turns(ends) is not None, "joint states")
     assert bench.recorder.turns(ends) < 0.01
-    assert not bench.recorder.sent(killed + SLACK)
+    assert not bench.recorder.sent(killed + LATE)
     bench.says(POLICY, "acting")
     start(bench, "widowx_node")
     bench.wait_for_motion()
@@ -71,9 +72,9 @@ def test_the_simulator_killed(bench):
     killed = bench.processes.kill("sim_node")
     bench.says(ARM, "no joint states for")
     # While commands come without a pause, free time looks like lock-step: then that patience holds, or ten times the
-    # policy's slowest answer, which on a busy machine is more.
-    bench.require_hold(killed, 2 * MIN_PATIENCE)
-    assert bench.recorder.motions(killed + SLACK) == 0  # no images, no chunks
+    # policy's slowest answer, which on a busy machine is more. (How long exactly: test_lock_step.py.)
+    wait_until(lambda: bench.recorder.held(killed), "a hold", START_UP)
+    assert bench.recorder.motions(killed) <= 3  # what was under way: no images, no chunks
     assert bench.status(ARM)[1]["armed"] == "true"
     start(bench, "sim_node")
     bench.wait_for_motion()
@@ -90,6 +91,8 @@ def test_a_second_policy(bench):
     assert values["publishers"] == "2"
     assert int(values["stops/publisher"]) == int(before["stops/publisher"]) + 2
     bench.processes.kill("expert_node")
+    for _ in range(2):  # what the expert had sent is heard by now
+        bench.status(ARM)
     armed = time.monotonic()
     bench.arm()
     bench.wait_for_motion(10)

@@ -78,8 +78,8 @@ def test_every_step_that_is_too_long_is_counted_and_each_sees_the_newest_image(u
         assert latency == pytest.approx(waited + took, abs=0.2)  # of the node's clock and of the monotonic one
         # Nothing of what was shown while the model computed before: ten images a step and more.
         assert stamp > free
-        # And the newest: none came while this one waited, but for those that were still under way.
-        assert sum(stamp < s < stamp + waited - 0.25 for s in shown) == 0
+        # And the newest: none came while this one waited, but for the one or two that were still under way.
+        assert sum(stamp < s < stamp + waited - 0.25 for s in shown) <= 2
         free = stamp + latency
     assert len(shown) > 5 * len(steps), "images came no faster than steps"
 

