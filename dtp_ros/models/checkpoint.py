@@ -139,7 +139,9 @@ def commit_of(checkpoint: str, revision: str = "") -> str:
 
     if not is_hub_id(checkpoint):
         return ""
-    return Path(snapshot_download(checkpoint, revision=revision or "main", local_files_only=True)).name
+    # No file is asked for: the snapshot has only those of the repository's that its model needs.
+    folder = snapshot_download(checkpoint, revision=revision or "main", local_files_only=True, allow_patterns=[])
+    return Path(folder).name
 
 
 def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
