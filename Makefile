@@ -54,7 +54,7 @@ test: lint ## ruff, mypy, tests, colcon build and a start of the installed nodes
 	PATH="$(abspath $(BIN)):$$PATH" tools/check_install.sh
 
 test-all: test $(OLDEST)/.ready ## the long checks too, every path of the engine, the layers below ROS under the oldest libraries, and what other Pythons install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --timeout 1200
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --dist loadfile --timeout 1200
 	for path in sequential static; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --path $$path -m "not long and not own_path" test/engine test/models || exit 1; \
 	done

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("log", nargs="*", type=Path, help="logs to add; without any, what is published is made anew")
     parser.add_argument("--beside", default="", metavar="NAME", help="what was tried beside the study, and is no arm")
     options = parser.parse_args(arguments)
-    folder = FOLDER / options.beside
+    folder, beside = FOLDER / options.beside, options.beside.replace("_", " ")
     try:
         folder.mkdir(exist_ok=True)
         before = sorted(folder.glob("*.jsonl.xz"))
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = {name: members for name, members in settings.items() if members}
         require_kept(by_setting(log.read(before)), settings)
         # Tables come first: that names a section that is missing.
-        write_tables(FOLDER.with_suffix(".md"), settings, options.beside.replace("_", " "))
+        write_tables(FOLDER.with_suffix(".md"), settings, beside)
         write_logs(folder, settings)
         episodes = [episode for members in settings.values() for episode in members]
         outcomes.write(folder / "outcomes.json", episodes)
         for name, members in settings.items() if options.beside else ():
-            (folder / f"{name}.md").write_text(beside_page(f"{options.beside}, {name}", members), encoding="utf-8")
+            (folder / f"{name}.md").write_text(beside_page(f"{beside}, {name}", members), encoding="utf-8")
         if not options.beside:
             for path in [*folder.glob("*.md"), *folder.glob("*.png")]:
                 path.unlink()
@@ -184,8 +184,9 @@ def beside_page(title: str, episodes: Sequence[Episode]) -> str:
     parts = {
         "Success by task": task_table(episodes),
         f"Against `{BASELINE}`": versus_table(episodes, [(arm, BASELINE) for arm in arms if arm != BASELINE]),
-        "Against `dtp` of the same tolerance and with the model's constants": versus_table(episodes, changed),
     }
+    if changed:
+        parts["Against `dtp` of the same tolerance and with the model's constants"] = versus_table(episodes, changed)
     return f"# {title}\n\n" + "\n\n".join(f"## {head}\n\n{text}" for head, text in parts.items()) + "\n"
 
 

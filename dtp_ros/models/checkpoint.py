@@ -134,14 +134,11 @@ def resolve(
 
 
 def commit_of(checkpoint: str, revision: str = "") -> str:
-    """The commit that a hub id at `revision` ("" = main) is in the cache, once resolved; "" for what is from no hub."""
-    from huggingface_hub import snapshot_download
+    """The commit that a hub id at `revision` ("" = main) is now; "" for what is from no hub.
 
-    if not is_hub_id(checkpoint):
-        return ""
-    # No file is asked for: the snapshot has only those of the repository's that its model needs.
-    folder = snapshot_download(checkpoint, revision=revision or "main", local_files_only=True, allow_patterns=[])
-    return Path(folder).name
+    Raises CheckpointError where the hub cannot be reached, and no copy is in the cache.
+    """
+    return _snapshot(checkpoint, revision or "main", ["config.json"]).name if is_hub_id(checkpoint) else ""
 
 
 def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:

@@ -127,14 +127,15 @@ class DtpModelServer(PredictModelServer):
         self._model, self._checkpoint = model, checkpoint or str(defaults["checkpoint"])
         if not revision and self._checkpoint == defaults["checkpoint"]:
             revision = str(defaults["revision"])
-        how: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "preprocess": preprocess}
-        self._adapter = load_adapter(model, self._checkpoint, options=_shipped(options or {}), **how)
-        if self._adapter.device.type == "cpu":
-            torch.set_num_threads(1)  # the order of sums, and with it the last digit, depends on the number of threads
-        self._processor = processor(self._adapter.device)
         # A branch of the hub may move between two runs of a study, whose episodes are then no pairs.
         commit = commit_of(self._checkpoint, revision)
         self._weights = f"{self._checkpoint}@{commit}" if commit else self._checkpoint
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "preprocess": preprocess}
+        own = _shipped(options or {})
+        self._adapter = load_adapter(model, self._checkpoint, revision=commit or revision, options=own, **how)
+        if self._adapter.device.type == "cpu":
+            torch.set_num_threads(1)  # the order of sums, and with it the last digit, depends on the number of threads
+        self._processor = processor(self._adapter.device)
         self._running: dict[str, _Running] = {}
         self._free: list[DtpPolicy] = []  # with their buffers, and on CUDA their captured graphs
         self._parameters = dict(parameters or {})

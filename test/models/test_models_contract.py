@@ -170,7 +170,7 @@ def test_dtp_fires_and_is_reversible(name):
 def test_every_path_gives_the_same_tokens(name, scope, schedule):
     """Sequential, speculative, and of fixed shapes; over two steps where there is a history, and in the long one.
 
-    `make test-all` runs all other tests over each path too.
+    `make test-all` runs all other tests that are not long over each path too.
     """
     runs = {
         "sequential": (DtpPolicy(adapter(name), static=False), GenerationConfig(fast_grammar=True, speculative=False)),

@@ -238,6 +238,7 @@ class Camera:
     def __init__(self, node):
         self._node, self._rng, self.fault = node, np.random.default_rng(1), None
         self._stamp, self.sent_last = None, time.monotonic()
+        self.sound = 0.0  # the stamp of its last picture without a fault, s
         best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._publisher = node.create_publisher(Image, "image", best_effort)
         node.create_timer(1 / 15, self._shoot)
@@ -246,8 +247,8 @@ class Camera:
         if self.fault == "silent":
             return
         if self.fault != "frozen":
-            self._stamp = stamp_to_ros(self._node.now() - (0.3 if self.fault == "back" else 0.0))
-            self.sent_last = time.monotonic()
+            self.sound = self._node.now() - (0.3 if self.fault == "back" else 0.0)
+            self._stamp, self.sent_last = stamp_to_ros(self.sound), time.monotonic()
         pixels = self._rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
         self._publisher.publish(image_to_ros(pixels, self._stamp, "camera"))
 

@@ -91,10 +91,10 @@ def test_unarmed_silence_and_a_stop_is_zero():
         bench.send(*[FORWARD] * 20)
         wait_until(servo.moving, "motion")
         assert bench.trigger("stop").success
-        wait_until(lambda: not np.any(servo.twists[-1]), "zero")
-        time.sleep(0.3)
-        last = servo.moving()[-1]
-        assert not np.any(servo.twists[last + 1 :])
+        stopped, count = bench.now(), len(servo.twists)
+        wait_until(lambda: len(servo.twists) > count + 50, "a second of twists")
+        stamp = servo.arrivals[servo.moving()[-1]][1]
+        assert stamp.sec + 1e-9 * stamp.nanosec < stopped
 
 
 def test_a_servo_that_comes_back_hears_nothing_before_the_arm_is_armed():

@@ -34,6 +34,9 @@ def test_a_camera_that_gives_nothing_new_ends_in_a_hold_and_goes_on_by_itself(be
     bench.camera.fault = fault
     last = bench.camera.sent_last
     bench.require_hold(last, COMMAND_TIMEOUT + IMAGE_TIMEOUT)
+    # A chunk is refused, and what is left of one dropped, when its image is older than that.
+    ends = bench.camera.sound + 2 * COMMAND_TIMEOUT
+    assert all(command.hold for command in bench.recorder.sent(last) if command.stamp > ends)
     # The last chunk may come so late that it is refused for the age of its image.
     causes = ("holding: command_timeout", "holding: image")
     assert bench.status(ARM, lambda message, _: message in causes)[1]["armed"] == "true"

@@ -37,6 +37,7 @@ def bench(graph_of_all):
         if name not in graph_of_all.processes:  # at first; or where a test ended before it had started it again
             start(graph_of_all, name)
     graph_of_all.begin()
+    graph_of_all.arm()
     graph_of_all.wait_for_motion()
     return graph_of_all
 

@@ -1,4 +1,4 @@
-"""Every model of the registry in policy_node: tiny weights, camera, intrinsics and the arm's state over real DDS."""
+"""Models in policy_node, in the long tests all: tiny weights, camera, intrinsics and the arm's state over DDS."""
 
 import json
 

@@ -131,13 +131,13 @@ def test_a_lower_tolerance_prunes_more_from_the_next_step_on(user):
 
 
 def require_quick(seconds, whole):
-    """Within 0.2 s; a machine that is busy with other tests may pause in some, none may wait for the `whole` s."""
+    """Most within 0.2 s; a machine that is busy with other tests may pause in some, none waits for the `whole` s."""
     assert len(seconds) > 3
     assert np.median(seconds) < 0.2, seconds
     assert max(seconds) < max(1.5, 0.5 * whole), seconds
 
 
-def test_parameters_are_set_within_200_ms_while_the_model_computes(user):
+def test_parameters_are_set_mostly_within_200_ms_while_the_model_computes(user):
     client = user.create_client(SetParameters, "dtp_policy/set_parameters")
     wait_until(client.service_is_ready, "set_parameters")
     # A real slow step: 160 tolerances, each refined, at every token.

@@ -85,7 +85,7 @@ def test_a_missing_checkpoint_leaves_it_alive_and_sigterm_ends_it(user, start):
     assert "/nowhere/at/all" in line
 
 
-def test_parameters_answer_within_200_ms_while_libraries_and_weights_load(user, start):
+def test_parameters_answer_mostly_within_200_ms_while_libraries_and_weights_load(user, start):
     """The first configure of a process also imports torch and transformers, which stop every thread at times."""
     process = start("checkpoint:=tiny", "device:=cpu", "autostart:=false")
     parameters = user.create_client(SetParameters, "dtp_policy/set_parameters")

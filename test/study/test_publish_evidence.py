@@ -151,6 +151,9 @@ def test_what_is_published_is_not_lost(tmp_path, capsys):
     published = log.read([folder / "plain.jsonl.xz"])
     assert outcomes.read(folder / "outcomes.json") == outcomes.endings(published)
     assert len(published) == 16
+    page = (folder / "plain.md").read_text()
+    assert page == publish_evidence.beside_page("variants, plain", published)
+    assert "Against `dtp`" not in page  # no arm is a change of another
     before = {file: file.read_bytes() for file in (*folder.iterdir(), tmp_path / "evidence.md")}
     for episode in run({"off": ARMS["off"]}, range(2, 4)):
         log.append(path, episode)

@@ -37,7 +37,7 @@ def plan(out, **changes):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    return out, harness.run(plan(out), [OFF, pruning_arm("dtp", 0.25)])
+    return out, harness.run(plan(out, shards=2), [OFF, pruning_arm("dtp", 0.25)])
 
 
 def test_every_arm_has_every_episode(study):

@@ -15,7 +15,7 @@ from vla_eval.specs import check_specs
 from dtp_ros.engine.policy import DtpPolicy
 from dtp_ros.errors import ActionDecodeError, ConfigError
 from dtp_ros.models.base import Observation
-from dtp_ros.models.registry import load_adapter
+from dtp_ros.models.registry import load_adapter, model_defaults
 from dtp_ros.sim.lockstep import LockStep
 from dtp_ros.study import log
 from dtp_ros.study.server import Constants, DtpModelServer, series
@@ -195,10 +195,17 @@ def test_server_and_tabletop_agree_on_what_they_exchange(served):
     assert check_specs(*specs, *seen) == []
 
 
-def test_the_log_says_which_commit_of_the_hub_acted(monkeypatch):
-    """The cache's own answer is tested where checkpoints are (test_models_checkpoint.py); here, that it is asked."""
-    asked = []
-    monkeypatch.setattr("dtp_ros.study.server.commit_of", lambda *weights: asked.append(weights) or "c0ffee")
-    server = DtpModelServer(checkpoint="tiny", revision="v2", device="cpu")
-    assert asked == [("tiny", "v2")]
-    assert server.setup()["checkpoint"] == "tiny@c0ffee"
+@pytest.mark.parametrize(("given", "asked"), [("", str(model_defaults("openvla")["revision"])), ("v2", "v2")])
+def test_the_log_says_which_commit_of_the_hub_acted(monkeypatch, given, asked):
+    """What a hub answers is tested with the checkpoints; here, that its answer is what is loaded and logged."""
+    published, calls = str(model_defaults("openvla")["checkpoint"]), []
+
+    def load(model, checkpoint, *, revision, **_):
+        calls.append((checkpoint, revision))
+        return load_adapter(model, "tiny", device="cpu")
+
+    monkeypatch.setattr("dtp_ros.study.server.commit_of", lambda *weights: calls.append(weights) or "c0ffee")
+    monkeypatch.setattr("dtp_ros.study.server.load_adapter", load)
+    server = DtpModelServer(model="openvla", revision=given)
+    assert calls == [(published, asked), (published, "c0ffee")]
+    assert server.setup()["checkpoint"] == f"{published}@c0ffee"
