@@ -31,7 +31,6 @@ PERIOD = 0.2  # s, of an action: no command may take the credit for more
 BOX = np.array([0.10, -0.15, -0.01]), np.array([0.45, 0.25, 0.25])
 GRIPPER = (0.030, 0.074)  # m between the fingers
 WALL = 1e-3  # m, residual of the kinematics at the wall of the box
-BULGE = 0.01  # m: an arm that is stopped on its way between two points at the wall may stand so far outside
 EXACT = 1e-9  # rad: a hold repeats a measured position bit for bit
 UNHEARD = 0.5  # s: the arm's node may find a new simulator's joint states before the recorder does
 BEFORE, AFTER = 100, 30  # joint states, heard around a command, among which the one behind it is sought
@@ -59,8 +58,7 @@ def outside(joints):
 class Sent:
     """at: arrival, monotonic s. stamp: of its header, s. joints [6], rad; gripper, m.
 
-    hold: whether it holds. away: rad to the nearest reported position of that time. stood [6]: the nearest that the arm
-    had reported before, rad; nan where there is none.
+    hold: whether it holds. away: rad to the nearest reported position of that time.
     """
 
     at: float
@@ -69,7 +67,6 @@ class Sent:
     gripper: float
     hold: bool
     away: float
-    stood: np.ndarray
 
 
 class Recorder:
@@ -119,9 +116,7 @@ class Recorder:
             repeats = np.abs(rows[middle : middle + LATE] - joints).max(axis=1, initial=0.0) <= EXACT
             hold = away <= EXACT or bool(repeats.any() or (before and np.array_equal(before.joints, joints)))
             stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
-            earlier = np.vstack([np.full(6, np.nan), *rows[max(0, middle - BEFORE) : middle]])
-            stood = earlier[np.nan_to_num(np.abs(earlier - joints).max(axis=1), nan=np.inf).argmin()]
-            found.append(Sent(at, stamp, joints, message.position[6], hold, away, stood))
+            found.append(Sent(at, stamp, joints, message.position[6], hold, away))
         return [command for command in found if command.at > since]
 
     def motions(self, since=0.0):
@@ -153,7 +148,7 @@ class Recorder:
         sent, starts, fastest = self.sent(), 0, 0.0
         assert sent, "nothing was sent"
         for before, command in list(zip([None, *sent], sent, strict=False))[self._checked :]:
-            _require_inside(command)
+            _require_inside(command, before)
             if command.hold:
                 continue
             elapsed = min(command.stamp - before.stamp, PERIOD) if before else 0.0
@@ -168,12 +163,13 @@ class Recorder:
         print(f"{len(sent)} commands safe, {holds} of them holds; fastest joint {fastest:.3f} rad/s")
 
 
-def _require_inside(command):
+def _require_inside(command, before):
+    """A motion is in the box; or, after a hold outside of it (an arm stopped on its way), no further out than that."""
     joints, margin = command.joints, 0.0 if command.hold else MARGIN
     assert np.isfinite([*joints, command.gripper]).all(), f"not finite: {command}"
     assert GRIPPER[0] - EXACT <= command.gripper <= GRIPPER[1] + EXACT, f"gripper: {command}"
     beyond = np.maximum(LOWER + margin - joints, joints - UPPER + margin).max()
     assert beyond <= EXACT, f"joint limits: {command}"
-    # From where it was stopped it goes back in, as fast as it may.
-    left = min(outside(command.stood), BULGE) if np.isfinite(command.stood).all() else 0.0
-    assert command.hold or outside(joints) <= left + WALL + 1e-6, f"workspace: {command}, at {position(joints)}"
+    out = 0.0 if command.hold else outside(joints)
+    within = out <= WALL + 1e-6 or (before and out <= outside(before.joints) + 1e-6)
+    assert within, f"workspace: {command}, at {position(joints)}"

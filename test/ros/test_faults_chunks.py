@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from fault_harness import ARM, START, Arm, Mover, graph
-from fault_recorder import NAMES
+from fault_recorder import NAMES, outside
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from widowx_harness import PATIENT, wait_until
@@ -122,4 +122,26 @@ def test_the_recorder_finds_what_is_unsafe(tmp_path, joints, gripper, elapsed, f
         bench.recorder.require_safe()
         send(joints, gripper, 1.2 + elapsed)
         with pytest.raises(AssertionError, match=found):
+            bench.recorder.require_safe()
+
+
+def test_after_a_hold_outside_the_box_the_recorder_wants_the_way_back(tmp_path):
+    with graph(DOMAIN + 1, tmp_path) as bench:
+        arm = Arm(bench)
+        bench.destroy_timer(next(iter(bench.timers)))  # joint states by hand
+        publisher = bench.create_publisher(JointState, "sim/joint_command", 10)
+        wait_until(lambda: publisher.get_subscription_count() == 2, "matches")
+        out = np.add(START, [0.0, 0.9, -0.9, 0.0, 0.0, 0.0])
+        assert outside(out) > 0.01
+        arm._publisher.publish(joint_state_to_ros({**dict(zip(NAMES, out, strict=True)), "gripper": 0.05}, 1.0))
+        wait_until(lambda: bench.recorder.measured, "the arm outside")
+        back, further = (out + step * (START - out) for step in (0.02, -0.02))
+        assert outside(back) < outside(out) < outside(further)
+        for joints, stamp in ((out, 1.0), (back, 1.2), (further, 1.4)):
+            count = len(bench.recorder.messages)
+            publisher.publish(joint_state_to_ros({**dict(zip(NAMES, joints, strict=True)), "gripper": 0.05}, stamp))
+            wait_until(lambda count=count: len(bench.recorder.messages) > count, "it arrives")
+            if joints is not further:
+                bench.recorder.require_safe()
+        with pytest.raises(AssertionError, match="workspace"):
             bench.recorder.require_safe()
